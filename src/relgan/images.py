@@ -1,0 +1,60 @@
+"""Between float images in [−1, 1] and the uint8 images people and scores see."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Round float images in [−1, 1] to uint8 in [0, 255].
+
+    The one conversion used for scores, grids and files alike; out-of-range values are clamped.
+
+    Args:
+        images: float tensor of any shape.
+    """
+    return images.detach().float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Scale uint8 images to float32 in [−1, 1]; the inverse of :func:`to_uint8`, memory format preserved."""
+    return images.to(torch.float32).mul_(2 / 255).sub_(1)
+
+
+def grid(images: Tensor, *, columns: int | None = None, gap: int = 2, separate_channels: bool = False) -> Tensor:
+    """Tile images into one picture.
+
+    Args:
+        images: uint8 (N, C, H, W), C = 1 or 3.
+        columns: images in a row; default: the square root of N, rounded up.
+        gap: pixels between images.
+        separate_channels: follow each colour image by its three channels in grey (stacked digits), so that
+            each cell is four images wide.
+
+    Returns:
+        uint8 (H', W', 3).
+    """
+    if separate_channels and images.shape[1] == 3:
+        grey = images.repeat_interleave(3, dim=1).unflatten(1, (3, 3)).unbind(1)
+        images = torch.cat([images, *grey], dim=3)
+    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    n, _, height, width = images.shape
+    columns = columns or max(1, math.ceil(math.sqrt(n * height / width)))
+    rows = math.ceil(n / columns)
+    canvas = torch.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=torch.uint8)
+    for index, image in enumerate(images.cpu()):
+        top, left = (gap + (index // columns) * (height + gap), gap + (index % columns) * (width + gap))
+        canvas[top : top + height, left : left + width] = image.permute(1, 2, 0)
+    return canvas
+
+
+def save_png(picture: Tensor, path: Path) -> None:
+    """Write a uint8 (H, W, 3) picture."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture.numpy()).save(path)
