@@ -66,6 +66,8 @@ LOSS_NAMES = (
     "rhinge_allpairs",
     "rpgan_r1r2",
 )
+# Relativistic losses whose generator has two different terms: the only ones with a choice of terms.
+TWO_TERM_LOSSES = ("rasgan", "ragan", "ralsgan", "rahinge", "rasgan_gp", "rcsgan", "rclsgan", "rchinge")
 GENERATOR_TERMS = ("both", "fake", "real", "standard")
 PENALTY_NAMES = ("none", "gp", "r1", "r2", "r1r2", "dragan", "clip")
 DATASET_NAMES = (
@@ -285,6 +287,12 @@ def validate(config: Config) -> None:
         raise ConfigError("optimizer.betas", f"must be two numbers in [0, 1), got {list(betas)}")
     if (config.train.iterations is None) == (config.train.epochs is None):
         raise ConfigError("train.iterations", "give either train.iterations or train.epochs (the other null)")
+    if config.loss.generator_terms != "both" and config.loss.name not in TWO_TERM_LOSSES:
+        raise ConfigError(
+            "loss.generator_terms",
+            f"only both is accepted with loss={config.loss.name}; "
+            f"{config.loss.generator_terms} needs one of {', '.join(TWO_TERM_LOSSES)}",
+        )
     if config.model.name == "cnn32" and config.dataset.image_size != 32:
         raise ConfigError("dataset.image_size", f"model=cnn32 makes 32×32 images, not {config.dataset.image_size}")
     if config.train.batch_size % config.model.pack:

@@ -1,0 +1,66 @@
+"""DCGAN at 32, 64, 128 or 256 pixels (Radford et al. 2015, as Jolicoeur-Martineau 2018 uses it).
+
+With size S, width h and m = S/8 the feature maps are 4×4×h·m at the narrow end and S/2×S/2×h at the wide one;
+each layer halves or doubles both. All convolutions are without bias.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from relgan.config import ModelConfig
+from relgan.networks.blocks import Layers
+
+LEAK = 0.2
+
+
+def _widths(model: ModelConfig, image_size: int) -> list[int]:
+    """Channels at 4×4, 8×8, …, S/2×S/2."""
+    factor = image_size // 8
+    widths = []
+    while factor:
+        widths.append(model.width * factor)
+        factor //= 2
+    return widths
+
+
+class Generator(nn.Module):
+    """(N, latent_dim) to images (N, channels, S, S) in [−1, 1].
+
+    The first layer spreads z over 4×4 pixels; ``model.upsample=resize`` replaces those after it.
+    """
+
+    def __init__(self, model: ModelConfig, image_size: int, channels: int) -> None:
+        super().__init__()
+        layers = Layers.of_generator(model, bias=False)
+        widths = _widths(model, image_size)
+        first = layers.conv_transposed(model.latent_dim, widths[0], kernel=4, stride=1, padding=0)
+        blocks = [layers.hidden(first, widths[0])]
+        for narrow, wide in pairwise(widths):
+            blocks.append(layers.hidden(layers.up(narrow, wide), wide))
+        self.body = nn.Sequential(*blocks, layers.up(widths[-1], channels), nn.Tanh())
+
+    def forward(self, z: Tensor) -> Tensor:
+        images: Tensor = self.body(z[:, :, None, None])
+        return images
+
+
+class Critic(nn.Module):
+    """Images (N, channels·pack, S, S) to logits (N,)."""
+
+    def __init__(self, model: ModelConfig, image_size: int, channels: int) -> None:
+        super().__init__()
+        layers = Layers.of_critic(model, bias=False, slope=LEAK)
+        widths = _widths(model, image_size)[::-1]
+        first = layers.conv(channels * model.pack, widths[0], kernel=4, stride=2, padding=1)
+        blocks = [layers.hidden(first, widths[0], norm=False)]
+        for wide, narrow in pairwise(widths):
+            conv = layers.conv(wide, narrow, kernel=4, stride=2, padding=1)
+            blocks.append(layers.hidden(conv, narrow))
+        self.body = nn.Sequential(*blocks, layers.conv(widths[-1], 1, kernel=4, stride=1, padding=0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images)
+        return logits.reshape(len(images))
