@@ -14,8 +14,9 @@ A loss takes the critic's raw outputs r = C(x) and f = C(G(z)), each of shape (N
     centered    r − c         f − c       1     RcGAN, c = (r̄ + f̄) / 2
     all_pairs   rᵢ − fⱼ       fⱼ − rᵢ     1     RpGAN-MVUE, a matrix of all pairs
 
-Means r̄ and f̄ are taken over all ranks, and gradients flow through them. Paired losses expect batches of equal
-length. Everything is computed in float32 (float64 if the logits are), whatever precision the networks used.
+Means r̄ and f̄ (and all pairs) are taken over all ranks, which must therefore all call a loss together, and
+gradients flow through them. Paired losses expect batches of equal length. Everything is computed in float32
+(float64 if the logits are), whatever precision the networks used.
 """
 
 from __future__ import annotations
@@ -208,8 +209,8 @@ class AdversarialLoss:
             two scalars without a graph.
         """
         with torch.enable_grad():
-            r = real_logits.detach().clone().requires_grad_()
-            f = fake_logits.detach().clone().requires_grad_()
+            r = _check_logits(real_logits, "real").detach().clone().requires_grad_()
+            f = _check_logits(fake_logits, "fake").detach().clone().requires_grad_()
             by_real, by_fake = torch.autograd.grad(self.discriminator(r, f), (r, f))
         return by_real.abs().sum(), by_fake.abs().sum()
 
