@@ -1,0 +1,357 @@
+"""Architectures: sizes, options, initialisation and parameter counts worked out by hand."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from relgan.config import ConfigError, ModelConfig
+from relgan.networks import build_networks
+from relgan.networks.blocks import pack
+
+CASES = [("dcgan", 32), ("dcgan", 64), ("dcgan", 128), ("dcgan", 256), ("cnn32", 32)]
+
+
+def count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def of_type(network: nn.Module, *types: type[nn.Module]) -> int:
+    return sum(isinstance(module, types) for module in network.modules())
+
+
+def is_normalised(module: nn.Module) -> bool:
+    return hasattr(module, "parametrizations")
+
+
+# --- parameter counts ---
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "generator", "critic"),
+    [
+        # Added up on paper, for z = 128 and RGB; the last two: convolutions + batch norms.
+        (
+            32,
+            128,
+            # z·4h·16, BN 2·4h; 4h·2h·16, BN 2·2h; 2h·h·16, BN 2·h; h·3·16
+            1_048_576 + 1_024 + 2_097_152 + 512 + 524_288 + 256 + 6_144,
+            # 3·h·16; h·2h·16, BN 2·2h; 2h·4h·16, BN 2·4h; 4h·16
+            6_144 + 524_288 + 512 + 2_097_152 + 1_024 + 8_192,
+        ),
+        (
+            64,
+            64,
+            1_048_576 + 1_024 + 2_097_152 + 512 + 524_288 + 256 + 131_072 + 128 + 3_072,
+            3_072 + 131_072 + 256 + 524_288 + 512 + 2_097_152 + 1_024 + 8_192,
+        ),
+        (64, 128, 13_113_344 + 3_840, 11_032_576 + 3_584),
+        (256, 32, 13_272_576 + 4_032, 11_191_808 + 3_968),
+    ],
+)
+def test_dcgan_parameters_counted_by_hand(size: int, width: int, generator: int, critic: int) -> None:
+    networks = build_networks(ModelConfig(width=width), size, 3)
+    assert (count(networks[0]), count(networks[1])) == (generator, critic)
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+@pytest.mark.parametrize(("h", "z", "c"), [(4, 7, 1), (6, 128, 3)])
+def test_dcgan_parameters_by_formula(size: int, h: int, z: int, c: int) -> None:
+    """With m = S/8, the inner 4×4 convolutions add up to a geometric series."""
+    m = size // 8
+    inner = 16 * h * h * 2 * (m * m - 1) // 3
+    widths = h * (2 * m - 1)
+    generator, critic = build_networks(ModelConfig(width=h, latent_dim=z), size, c)
+    assert count(generator) == 16 * z * h * m + inner + 2 * widths + 16 * h * c
+    assert count(critic) == 16 * c * h + inner + 2 * (widths - h) + 16 * h * m
+
+
+def test_cnn32_parameters_counted_by_hand() -> None:
+    """Convolutions have k·k·in·out + out parameters, batch norms 2·out."""
+    generator = (
+        (128 * 8192 + 8192)
+        + (16 * 512 * 256 + 256 + 512)
+        + (16 * 256 * 128 + 128 + 256)
+        + (16 * 128 * 64 + 64 + 128)
+        + (9 * 64 * 3 + 3)
+    )
+    convolutions = (
+        (9 * 3 * 64 + 64)
+        + (16 * 64 * 64 + 64)
+        + (9 * 64 * 128 + 128)
+        + (16 * 128 * 128 + 128)
+        + (9 * 128 * 256 + 256)
+        + (16 * 256 * 256 + 256)
+        + (9 * 256 * 512 + 512)
+    )
+    linear, norms = 8192 + 1, 2 * (64 + 64 + 128 + 128 + 256 + 256)
+    assert (generator, convolutions + linear) == (3_812_355, 2_935_873)
+
+    def counts(**options: object) -> tuple[int, int]:
+        networks = build_networks(ModelConfig(name="cnn32", width=64, **options), 32, 3)  # type: ignore[arg-type]
+        return count(networks[0]), count(networks[1])
+
+    assert counts() == (generator, convolutions + linear + norms)
+    assert counts(spectral_norm=True) == (generator, convolutions + linear)
+    generator_norms = 2 * (256 + 128 + 64)
+    assert counts(norm="none") == (generator - generator_norms, convolutions + linear)
+    assert counts(generator_spectral_norm=True)[0] == generator - generator_norms
+    # ×2 by nearest neighbours and 3×3 instead of 4×4: 7 weights fewer for each pair of channels.
+    assert counts(upsample="resize")[0] == generator - 7 * (512 * 256 + 256 * 128 + 128 * 64)
+
+
+# --- shapes ---
+
+
+@pytest.mark.parametrize(("name", "size"), CASES)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_shapes_and_range(name: str, size: int, channels: int) -> None:
+    torch.manual_seed(0)
+    generator, critic = build_networks(ModelConfig(name=name, width=4, latent_dim=16), size, channels)
+    images = generator(3 * torch.randn(5, 16))
+    assert images.shape == (5, channels, size, size)
+    assert images.abs().max() <= 1
+    assert critic(images).shape == (5,)
+    assert critic(images[:2]).shape == (2,)
+
+
+@pytest.mark.parametrize(("name", "size"), CASES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "none"},
+        {"activation": "selu"},
+        {"activation": "tanh"},
+        {"upsample": "resize"},
+        {"spectral_norm": True},
+        {"generator_spectral_norm": True, "upsample": "resize"},
+    ],
+    ids=str,
+)
+def test_every_option_trains_at_every_size(name: str, size: int, options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    generator, critic = build_networks(
+        ModelConfig(name=name, width=2, latent_dim=8, **options),  # type: ignore[arg-type]
+        size,
+        3,
+    )
+    images = generator(torch.randn(4, 8))
+    assert images.shape == (4, 3, size, size)
+    critic(images).mean().backward()
+    for network in (generator, critic):
+        assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["dcgan", "cnn32"])
+def test_a_critic_of_another_size_is_an_error(name: str) -> None:
+    _, critic = build_networks(ModelConfig(name=name, width=2), 32, 3)
+    with pytest.raises(RuntimeError):
+        critic(torch.zeros(2, 3, 64, 64))
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize("name", ["dcgan", "cnn32"])
+def test_spectral_norm_replaces_batch_norm_in_its_own_network_only(name: str) -> None:
+    plain_g, plain_d = build_networks(ModelConfig(name=name, width=4), 32, 3)
+    assert of_type(plain_g, nn.BatchNorm2d) == 3
+    assert of_type(plain_d, nn.BatchNorm2d) == {"dcgan": 2, "cnn32": 6}[name]
+
+    generator, critic = build_networks(ModelConfig(name=name, width=4, spectral_norm=True), 32, 3)
+    assert of_type(critic, nn.BatchNorm2d) == 0
+    assert of_type(generator, nn.BatchNorm2d) == 3
+    assert not any(is_normalised(m) for m in generator.modules())
+    convolutions = [m for m in critic.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == {"dcgan": 4, "cnn32": 7}[name]
+    assert all(is_normalised(m) for m in convolutions)
+    assert not any(is_normalised(m) for m in critic.modules() if isinstance(m, nn.Linear))
+
+    generator, critic = build_networks(ModelConfig(name=name, width=4, generator_spectral_norm=True), 32, 3)
+    assert of_type(generator, nn.BatchNorm2d) == 0
+    assert of_type(critic, nn.BatchNorm2d) == of_type(plain_d, nn.BatchNorm2d)
+    convolutions = [m for m in generator.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    assert len(convolutions) == 4
+    assert all(is_normalised(m) for m in convolutions)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_normalised_convolutions_have_norm_one(transposed: bool) -> None:
+    """The largest singular value of the matrix whose rows are the output channels."""
+    torch.manual_seed(0)
+    options = ModelConfig(width=4, spectral_norm=True, generator_spectral_norm=True)
+    generator, critic = build_networks(options, 32, 3)
+    for _ in range(50):
+        critic(generator(torch.randn(2, 128)))
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    for module in (generator if transposed else critic).modules():
+        if isinstance(module, kind):
+            weight = module.weight.detach()
+            rows = (weight.transpose(0, 1) if transposed else weight).flatten(1)
+            assert torch.linalg.matrix_norm(rows, 2).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_spectral_norm_is_computed_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    _, critic = build_networks(ModelConfig(width=4, spectral_norm=True), 32, 3)
+    twin = copy.deepcopy(critic)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        critic(images)
+    twin(images)
+    for (name, buffer), reference in zip(critic.named_buffers(), twin.buffers(), strict=True):
+        assert torch.equal(buffer, reference), name
+
+
+@pytest.mark.parametrize("name", ["dcgan", "cnn32"])
+def test_activations(name: str) -> None:
+    def hidden(**options: object) -> list[set[type]]:
+        kinds = (nn.ReLU, nn.LeakyReLU, nn.SELU, nn.Tanh)
+        networks = build_networks(ModelConfig(name=name, width=2, **options), 32, 3)  # type: ignore[arg-type]
+        # The generator's last Tanh is its output.
+        modules = [list(networks[0].modules())[:-1], list(networks[1].modules())]
+        return [{type(m) for m in found if isinstance(m, kinds)} for found in modules]
+
+    assert hidden() == [{nn.ReLU}, {nn.LeakyReLU}]
+    assert hidden(activation="selu") == [{nn.SELU}, {nn.SELU}]
+    assert hidden(activation="tanh") == [{nn.Tanh}, {nn.Tanh}]
+    slope = {"dcgan": 0.2, "cnn32": 0.1}[name]
+    _, critic = build_networks(ModelConfig(name=name, width=2), 32, 3)
+    assert {m.negative_slope for m in critic.modules() if isinstance(m, nn.LeakyReLU)} == {slope}
+
+
+@pytest.mark.parametrize("name", ["dcgan", "cnn32"])
+def test_what_each_option_does_to_batch_norm(name: str) -> None:
+    def norms(**options: object) -> int:
+        networks = build_networks(ModelConfig(name=name, width=2, **options), 32, 3)  # type: ignore[arg-type]
+        return sum(of_type(network, nn.BatchNorm2d) for network in networks)
+
+    assert norms(norm="none") == norms(activation="selu") == 0
+    assert norms(activation="tanh") == norms(upsample="resize") == norms() > 0
+
+
+@pytest.mark.parametrize(("name", "left"), [("dcgan", 1), ("cnn32", 0)])
+def test_resize_leaves_only_the_layer_that_spreads_z(name: str, left: int) -> None:
+    generator, _ = build_networks(ModelConfig(name=name, width=2, upsample="resize"), 32, 3)
+    assert of_type(generator, nn.ConvTranspose2d) == left
+    upsamples = [m for m in generator.modules() if isinstance(m, nn.Upsample)]
+    assert [(m.mode, m.scale_factor) for m in upsamples] == [("nearest", 2.0)] * 3
+
+
+@pytest.mark.parametrize("name", ["dcgan", "cnn32"])
+@pytest.mark.parametrize("spectral", [False, True])
+@pytest.mark.parametrize("activation", ["default", "selu"])
+def test_initialisation(name: str, spectral: bool, activation: str) -> None:
+    torch.manual_seed(0)
+    options = ModelConfig(
+        name=name, width=32, activation=activation, spectral_norm=spectral, generator_spectral_norm=spectral
+    )
+    for network in build_networks(options, 32, 3):
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                weight = module.parametrizations.weight.original if spectral else module.weight  # type: ignore[union-attr]
+                assert isinstance(weight, Tensor)
+                assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+                assert abs(weight.mean().item()) < 5 * 0.02 / weight.numel() ** 0.5
+                assert (module.bias is not None) == (name == "cnn32")
+            elif isinstance(module, nn.BatchNorm2d):
+                assert abs(module.weight.mean().item() - 1) < 0.02
+                assert module.weight.std().item() == pytest.approx(0.02, rel=0.5)
+                assert not module.bias.any()
+            elif isinstance(module, nn.Linear):
+                bound = module.in_features**-0.5
+                assert 0.9 * bound < module.weight.abs().max().item() <= bound
+
+
+@pytest.mark.parametrize("name", ["dcgan", "cnn32"])
+def test_state_dict_holds_plain_tensors_and_restores(name: str) -> None:
+    options = ModelConfig(name=name, width=4, spectral_norm=True, generator_spectral_norm=True)
+    for network, twin in zip(build_networks(options, 32, 3), build_networks(options, 32, 3), strict=True):
+        state = network.state_dict()
+        assert all(type(value) is Tensor for value in state.values())
+        twin.load_state_dict(state)
+        inputs = torch.randn(2, 128) if network is not twin and _takes_latents(network) else None
+        inputs = torch.randn(2, 3, 32, 32) if inputs is None else inputs
+        assert torch.equal(network.eval()(inputs), twin.eval()(inputs))
+        assert torch.equal(copy.deepcopy(network)(inputs), twin(inputs))
+
+
+def _takes_latents(network: nn.Module) -> bool:
+    return of_type(network, nn.ConvTranspose2d) > 0
+
+
+# --- packing ---
+
+
+def test_pack_stacks_neighbours_on_the_channel_axis() -> None:
+    images = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 2, 4, 4) * 10
+    images = images + torch.arange(2.0).reshape(1, 2, 1, 1)
+    packed = pack(images, 3)
+    assert packed.shape == (2, 6, 4, 4)
+    assert packed[:, :, 0, 0].tolist() == [[0, 1, 10, 11, 20, 21], [30, 31, 40, 41, 50, 51]]
+    assert pack(images, 1) is images
+    channels_last = images.contiguous(memory_format=torch.channels_last)
+    assert pack(channels_last, 3).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(pack(channels_last, 3), packed)
+    with pytest.raises(ValueError, match="6 images cannot be packed by 4"):
+        pack(images, 4)
+
+
+@pytest.mark.parametrize(("name", "size"), [("dcgan", 64), ("cnn32", 32)])
+def test_a_packed_critic_judges_k_images_at_once(name: str, size: int) -> None:
+    torch.manual_seed(0)
+    generator, critic = build_networks(ModelConfig(name=name, width=4, pack=2, spectral_norm=True), size, 3)
+    images = generator(torch.randn(6, 128)).detach()
+    critic.eval()
+    logits = critic(pack(images, 2))
+    assert logits.shape == (3,)
+    changed = images.clone()
+    changed[3] += 1
+    moved = critic(pack(changed, 2)) != logits
+    assert moved.tolist() == [False, True, False]
+
+
+# --- speed formats and the configuration ---
+
+
+@pytest.mark.parametrize("name", ["dcgan", "cnn32"])
+@pytest.mark.parametrize("spectral", [False, True])
+@pytest.mark.parametrize("upsample", ["transposed", "resize"])
+def test_channels_last_gives_the_same_numbers(name: str, spectral: bool, upsample: str) -> None:
+    torch.manual_seed(0)
+    options = ModelConfig(name=name, width=4, spectral_norm=spectral, upsample=upsample)
+    generator, critic = build_networks(options, 32, 3)
+    z = torch.randn(4, 128)
+    fast_g = copy.deepcopy(generator).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast_d = copy.deepcopy(critic).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = fast_g(z)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(images, generator(z), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fast_d(images), critic(generator(z)), rtol=1e-3, atol=1e-4)
+
+
+def test_conf_lists_every_option() -> None:
+    """So that model=… leaves nothing behind of the model before it."""
+    folder = Path(__file__).parents[2] / "conf" / "model"
+    configs = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
+    assert set(configs) == {"dcgan", "cnn32"}
+    for name, values in configs.items():
+        assert values.keys() == vars(ModelConfig()).keys()
+        assert values["name"] == name
+        build_networks(ModelConfig(**values), 32, 3)
+    assert (configs["cnn32"]["width"], configs["cnn32"]["spectral_norm"]) == (64, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "option"),
+    [("cnn32", 64, "dataset.image_size"), ("dcgan", 48, "dataset.image_size"), ("vgg", 32, "model.name")],
+)
+def test_impossible_networks_are_refused(name: str, size: int, option: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        build_networks(ModelConfig(name=name), size, 3)
+    assert error.value.option == option
