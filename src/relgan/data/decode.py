@@ -1,0 +1,107 @@
+"""From the bytes of an image file to a square RGB array, distrusting the bytes."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+MAX_FILE_BYTES = 64 << 20
+MAX_PIXELS = 100_000_000
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Unusable(Exception):
+    """A file that is left out.
+
+    Args:
+        reason: what is counted, the same for all files of one kind.
+        detail: what is told about this one file; empty where leaving it out is nothing unusual.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Read the header of an image file; Unusable if it is none, or declares too many pixels to be decoded."""
+    if not data:
+        raise Unusable("empty", "the file is empty")
+    if len(data) > MAX_FILE_BYTES:
+        raise Unusable("too large", f"more than {MAX_FILE_BYTES >> 20} MiB")
+    with warnings.catch_warnings():
+        # Pillow warns about pixel counts, which are checked below, and about harmless oddities.
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except Image.DecompressionBombError as error:
+            raise Unusable("too large", str(error)) from error
+        except Exception as error:  # damaged bytes make Pillow raise nearly anything
+            raise Unusable("damaged", f"not a readable image ({type(error).__name__})") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise Unusable("too large", f"{image.width}×{image.height} pixels")
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decode, and convert any mode to 8-bit RGB: 16-bit grey is scaled, transparency becomes white."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image.load()
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+            if image.has_transparency_data:
+                layered = image.convert("RGBA")
+                image = Image.new("RGBA", image.size, "white")
+                image.alpha_composite(layered)
+            return image if image.mode == "RGB" else image.convert("RGB")
+        except Exception as error:  # damaged bytes make Pillow raise nearly anything
+            raise Unusable("damaged", f"cannot be decoded ({error})") from error
+
+
+def square(data: bytes, size: int, crop: int | None = None) -> NDArray[np.uint8]:
+    """The centred square of an image, resized with antialiasing.
+
+    JPEGs more than twice too large are decoded at a half, quarter or eighth (the decoder leaves out high
+    frequencies), never below ``size``, then resized from there.
+
+    Args:
+        data: a JPEG, PNG, WebP, BMP, GIF, TIFF or PNM file of any mode; of an animation, the first frame.
+        size: side of the result.
+        crop: side of the square, at most the image's shorter side; None: the shorter side.
+
+    Returns:
+        uint8 [size, size, 3], upright where EXIF tells the orientation.
+
+    Raises:
+        Unusable: the file is damaged, empty, or too large to be decoded safely.
+    """
+    image = open_image(data)
+    width, height = image.size
+    side = min(width, height, crop or width)
+    scale = 1.0
+    if image.format == "JPEG":
+        drafted = image.draft(None, (-(-width * size // side), -(-height * size // side)))
+        scale = drafted[1][2] / width if drafted else 1.0
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left * scale, top * scale, (left + side) * scale, (top + side) * scale)
+    orientation = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    small = to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box=box)
+    # A centred square may be turned after resizing, when there is less to turn.
+    return np.asarray(small if orientation is None else small.transpose(orientation))

@@ -1,0 +1,133 @@
+"""From options to an opened store: found in the cache, or built there once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from relgan.config import ConfigError, DatasetConfig, RelganError
+from relgan.data import sources
+from relgan.data.build import build
+from relgan.data.files import identity, locate
+from relgan.data.sources import STACKED_IMAGES, Source
+from relgan.data.store import FORMAT, PackedStore
+
+log = logging.getLogger("relgan")
+
+SOURCES: dict[str, Callable[[DatasetConfig], Source]] = {
+    "digits": sources.digits,
+    "stacked_digits": sources.stacked_digits,
+    "folder": sources.folder,
+}
+_FEW_IMAGES = 1000
+_SUBSET_SEED = 0
+
+
+def cache_dir() -> Path:
+    """Where prepared and downloaded data live: $RELGAN_CACHE, else the user's cache directory."""
+    if chosen := os.environ.get("RELGAN_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("relgan", appauthor=False))
+
+
+def store_path(config: DatasetConfig) -> Path:
+    """The directory of this data set's store, whether it exists or not.
+
+    Its name depends on every option that changes an image, and on the source files' names, sizes and times.
+    """
+    stacked = config.name.startswith("stacked_")
+    key = {
+        "format": FORMAT,
+        "name": config.name,
+        "source": identity(locate(config.path)) if config.path else None,
+        "image_size": config.image_size,
+        "split": config.split,
+        "crop": config.crop,
+        "num_images": config.num_images or (STACKED_IMAGES if stacked else None),
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    return cache_dir() / "datasets" / f"{config.name}-{config.image_size}-{digest}"
+
+
+def prepare(config: DatasetConfig, *, progress: bool = True) -> PackedStore:
+    """Open the data set, packing it first where that was not done before.
+
+    Of several processes that ask at once, one builds and the others wait. What is built appears under its
+    name only when complete.
+
+    Raises:
+        ConfigError: an option names nothing usable.
+        RelganError: nothing could be prepared; or the cache cannot be written.
+    """
+    path = store_path(config)
+    store = _cached(path)
+    if store is None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path):
+                store = _cached(path) or _build(config, path, progress)
+        except OSError as error:
+            raise RelganError(
+                f"cannot write prepared data to {path.parent} ({error.strerror or error}); "
+                "the environment variable RELGAN_CACHE chooses another place"
+            ) from error
+    _check_count(store, config)
+    return store
+
+
+def _cached(path: Path) -> PackedStore | None:
+    if not path.exists():
+        return None
+    try:
+        return PackedStore.open(path)
+    except RelganError as error:
+        log.warning("%s: preparing it again", error)
+        shutil.rmtree(path)
+        return None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("another process is preparing %s: waiting for it", path.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(config: DatasetConfig, path: Path, progress: bool) -> PackedStore:
+    source = SOURCES[config.name](config)
+    indices = np.arange(len(source))
+    if config.num_images is not None and config.num_images < len(source):
+        # A fixed random part, because archives are often sorted by class.
+        generator = np.random.default_rng(_SUBSET_SEED)
+        indices = np.sort(generator.choice(len(source), config.num_images, replace=False))
+    meta = {"name": config.name, "split": config.split, "source": config.path}
+    return build(source, path, config.image_size, indices, meta, progress)
+
+
+def _check_count(store: PackedStore, config: DatasetConfig) -> None:
+    if len(store) < config.min_images:
+        raise ConfigError(
+            "dataset.min_images",
+            f"only {len(store)} images after preparing, fewer than {config.min_images}; lower it to accept them",
+        )
+    if len(store) < _FEW_IMAGES:
+        log.warning("%d images are few: enough to prove the pipeline, not to train a model", len(store))

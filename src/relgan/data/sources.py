@@ -1,0 +1,154 @@
+"""What a data set is before it is packed: images that are read one at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from relgan.config import ConfigError, DatasetConfig
+from relgan.data.decode import EXTENSIONS, square
+from relgan.data.files import Files, locate
+
+STACKED_IMAGES = 30_000
+_STACKED_SEED = 0
+
+
+class Source(ABC):
+    """A data set that can be read in any order, also by several processes at once.
+
+    Attributes:
+        labels: int64 [N], or None.
+        channels: of every image.
+        preprocessing: what happens to an image, for people.
+        parallel: whether reading one costs enough to share the work between processes.
+        dropped: reason → how many images were left out before reading.
+    """
+
+    labels: NDArray[np.int64] | None = None
+    channels = 3
+    preprocessing = ""
+    parallel = True
+
+    def __init__(self) -> None:
+        self.dropped: dict[str, int] = {}
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """One image, uint8 [S, S, C]; :class:`relgan.data.decode.Unusable` where there is none."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What a person would call this image."""
+
+
+class ArraySource(Source):
+    """Images that are in memory already, resized smoothly where the size differs.
+
+    Args:
+        images: uint8 [N, h, w, C], C = 1 or 3.
+    """
+
+    parallel = False
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], size: int) -> None:
+        super().__init__()
+        self._images, self.labels, self._size = images, labels.astype(np.int64), size
+        self.channels = images.shape[3]
+        self.preprocessing = f"{images.shape[1]}×{images.shape[2]} resized to {size}×{size}, bicubic"
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return resize(self._images[index], self._size)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+class StackedSource(Source):
+    """Three random one-channel images as red, green and blue: 10 × 10 × 10 modes from ten classes.
+
+    The draw is fixed: the same images on every machine. Labels are 100·red + 10·green + blue.
+
+    Args:
+        base: ten classes, one channel.
+        count: how many triples to draw.
+    """
+
+    parallel = False
+
+    def __init__(self, base: ArraySource, count: int) -> None:
+        super().__init__()
+        assert base.labels is not None
+        self._images = np.stack([base.read(index)[..., 0] for index in range(len(base))])
+        self._triples = np.random.default_rng(_STACKED_SEED).integers(len(base), size=(count, 3))
+        self.labels = base.labels[self._triples] @ np.array([100, 10, 1])
+        self.preprocessing = f"{base.preprocessing}; three drawn at random as RGB"
+
+    def __len__(self) -> int:
+        return len(self._triples)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return np.moveaxis(self._images[self._triples[index]], 0, -1)
+
+    def name(self, index: int) -> str:
+        return f"triple {index}"
+
+
+class FolderSource(Source):
+    """Image files below directories or in zip archives: converted to RGB, cut square, resized."""
+
+    def __init__(self, files: Files, entries: list[tuple[int, str]], size: int, crop: int | None) -> None:
+        super().__init__()
+        self._files, self._entries, self._size, self._crop = files, entries, size, crop
+        cut = f"centred {crop}×{crop}" if crop else "largest centred square"
+        self.preprocessing = f"RGB, {cut}, resized to {size}×{size}, bicubic with antialiasing"
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return square(self._files.read(self._entries[index]), self._size, self._crop)
+
+    def name(self, index: int) -> str:
+        return self._entries[index][1]
+
+
+def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """uint8 [h, w, C] → [size, size, C], C = 1 or 3; unchanged where the size is right."""
+    if image.shape[:2] == (size, size):
+        return image
+    resized = Image.fromarray(image.squeeze()).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(resized).reshape(size, size, image.shape[2])
+
+
+def digits(config: DatasetConfig) -> ArraySource:
+    """scikit-learn's 1,797 handwritten digits, 8×8 with values 0 … 16, one channel."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    return ArraySource(images, data.target, config.image_size)
+
+
+def stacked_digits(config: DatasetConfig) -> StackedSource:
+    """1,000 modes without a download."""
+    return StackedSource(digits(config), config.num_images or STACKED_IMAGES)
+
+
+def folder(config: DatasetConfig) -> FolderSource:
+    """Any directory or zip archive of images."""
+    if config.path is None:
+        raise ConfigError("dataset.path", "name a directory or zip archive of images: dataset.path=PATH")
+    files = Files([locate(config.path)])
+    entries = [entry for entry in files.entries if entry[1].lower().endswith(EXTENSIONS)]
+    if not entries:
+        raise ConfigError("dataset.path", f"no image files ({' '.join(EXTENSIONS)}) in {config.path}")
+    return FolderSource(files, entries, config.image_size, config.crop)
