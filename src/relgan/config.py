@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,9 +94,7 @@ class ModelConfig:
     width: int = _opt(32, "channels of the widest-resolution layer (the papers' h)", ge=1)
     latent_dim: int = _opt(128, "dimensions of z ~ N(0, I)", ge=1)
     spectral_norm: bool = _opt(False, "spectral norm on the critic's convolutions; removes its batch norm")
-    generator_spectral_norm: bool = _opt(
-        False, "spectral norm on the generator's convolutions; removes its batch norm"
-    )
+    generator_spectral_norm: bool = _opt(False, "spectral norm on the generator's convolutions; removes its batch norm")
     norm: str = _opt("batch", "normalisation in both networks", choices=("batch", "none"))
     activation: str = _opt(
         "default",
@@ -140,13 +139,9 @@ class DatasetConfig:
     num_images: int | None = _opt(None, "images to make (stacked sets) or at most to use; null: all", ge=1)
     min_images: int = _opt(1, "fewest images to accept after preparing", ge=1)
     split: str = _opt("train", "part of the data to use", choices=("train", "valid", "test", "all"))
-    crop: int | None = _opt(
-        None, "side of the centred square cut out before resizing, pixels; null: the largest", ge=1
-    )
+    crop: int | None = _opt(None, "side of the centred square cut out before resizing, pixels; null: the largest", ge=1)
     url: list[str] = _opt([], "mirrors to try in this order instead of the built-in ones")
-    residence: str = _opt(
-        "auto", "where the training images live", choices=("auto", "device", "host")
-    )
+    residence: str = _opt("auto", "where the training images live", choices=("auto", "device", "host"))
 
 
 @dataclass
@@ -181,16 +176,16 @@ class MetricsConfig:
     scores: list[str] = _opt(["fid", "is", "modes"], "scores to compute: " + ", ".join(SCORES))
     every: int = _opt(0, "generator updates between evaluations; 0: only at step 0 and the end", ge=0)
     num_images: int = _opt(2000, "generated images per evaluation (real ones: at most as many, or all)", ge=2)
-    reference_images: int | None = _opt(
-        None, "real images to compare with; null: the whole training set", ge=2
-    )
+    reference_images: int | None = _opt(None, "real images to compare with; null: the whole training set", ge=2)
     modes_images: int = _opt(10000, "generated images for mode coverage", ge=1)
     extractor: str = _opt("auto", "feature network of the scores", choices=EXTRACTORS)
+    input_size: int = _opt(96, "side in pixels of what efficientnet_lite0 sees, a multiple of 32", ge=32)
     weights: str | None = _opt(None, "file with the Inception weights")
     lpips_weights: str | None = _opt(None, "file with the AlexNet weights of LPIPS")
     generator: str = _opt("ema", "which weights are scored", choices=("ema", "raw"))
     generator_mode: str = _opt(
-        "eval", "batch norm while sampling for scores: running (eval) or batch (train) statistics",
+        "eval",
+        "batch norm while sampling for scores: running (eval) or batch (train) statistics",
         choices=("eval", "train"),
     )
     batch_size: int = _opt(100, "images per forward pass of the generator and extractor", ge=1)
@@ -235,6 +230,11 @@ class Config:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
+def run_name(config: Any) -> str:
+    """What groups a run: its name, else dataset and loss. Takes a Config or its OmegaConf twin."""
+    return str(config.name or f"{config.dataset.name}-{config.loss.name}")
+
+
 def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Yield (dotted name, value, metadata) of every option below ``config``."""
     for f in dataclasses.fields(config):
@@ -250,6 +250,14 @@ def _range_text(meta: dict[str, Any]) -> str:
     return " and ".join(f"{sign} {meta[key]:g}" for key, sign in signs.items() if meta.get(key) is not None)
 
 
+_BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
+    "ge": operator.ge,
+    "gt": operator.gt,
+    "le": operator.le,
+    "lt": operator.lt,
+}
+
+
 def _check_one(option: str, value: Any, meta: dict[str, Any]) -> None:
     if value is None:
         return
@@ -257,16 +265,8 @@ def _check_one(option: str, value: Any, meta: dict[str, Any]) -> None:
         raise ConfigError(option, f"{value!r} is not one of {', '.join(map(str, meta['choices']))}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    inside = math.isfinite(value) and all(
-        meta.get(key) is None or test(value, meta[key])
-        for key, test in {
-            "ge": lambda v, b: v >= b,
-            "gt": lambda v, b: v > b,
-            "le": lambda v, b: v <= b,
-            "lt": lambda v, b: v < b,
-        }.items()
-    )
-    if not inside:
+    inside = all(meta.get(key) is None or holds(value, meta[key]) for key, holds in _BOUNDS.items())
+    if not (inside and math.isfinite(value)):
         raise ConfigError(option, f"must be {_range_text(meta) or 'finite'}, got {value:g}")
 
 
@@ -297,7 +297,8 @@ def validate(config: Config) -> None:
         raise ConfigError("dataset.image_size", f"model=cnn32 makes 32×32 images, not {config.dataset.image_size}")
     if config.train.batch_size % config.model.pack:
         raise ConfigError(
-            "train.batch_size", f"{config.train.batch_size} is not a multiple of model.pack={config.model.pack}"
+            "train.batch_size",
+            f"{config.train.batch_size} is not a multiple of model.pack={config.model.pack}",
         )
     if config.penalty.name != "none" and config.penalty.weight == 0:
         raise ConfigError("penalty.weight", f"must be > 0 with penalty={config.penalty.name}")

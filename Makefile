@@ -1,0 +1,46 @@
+# make help lists the targets. PYTHON=python3.12 make setup picks another interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow lint format bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## create .venv and install relgan with its development tools
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; try PYTHON=python3.12 make setup")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(READY)
+
+train: setup ## train the default: ragan on stacked_digits (ARGS="loss=sgan" adds options)
+	$(BIN)/relgan-train $(ARGS)
+
+test: setup ## run the test suite (under 5 minutes on 2 cores)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup ## run the slow tests too
+	$(BIN)/python -m pytest -m '' --timeout 1800 $(ARGS)
+
+lint: setup ## ruff, format check, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## measure the training step, the scores and the data path
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.scores
+	$(BIN)/python -m benchmarks.data
+
+clean: ## remove what make created, but not outputs/
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,169 @@
+"""The one composition root: a checked configuration becomes the objects of a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from relgan.config import Config, ConfigError, RelganError, run_name
+from relgan.data import prepare
+from relgan.data.sampler import Batches, Sampler
+from relgan.data.store import PackedStore
+from relgan.losses import get_loss
+from relgan.metrics.evaluator import Evaluator
+from relgan.networks import build_networks
+from relgan.penalties import build_penalty
+from relgan.rundir import RunDir, differences, find_checkpoint
+from relgan.tracking.base import JsonLines, Tracker, Trackers
+from relgan.training import checkpoint
+from relgan.training.ema import EMA
+from relgan.training.engine import choose_device, choose_precision, keep_freed_memory
+from relgan.training.run import Run
+from relgan.training.schedule import build_optimizers, build_schedule, total_iterations
+from relgan.training.state import TrainState
+from relgan.training.step import Step
+
+log = logging.getLogger("relgan")
+
+
+def build_run(config: Config, run_dir: Path) -> Run:
+    """Prepare the data, build everything and, when asked, continue from a checkpoint.
+
+    Raises:
+        RelganError: the data, the device, the weights of a score or the checkpoint cannot be used; nothing was
+            trained and no file of an earlier run was touched.
+    """
+    directory = RunDir(run_dir)
+    saved, source = _find_saved(config, directory)
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    store = prepare(config.dataset)
+    state, step = _build_training(config, store, device)
+    if saved is not None:
+        state.load_state_dict(saved)
+    total = total_iterations(config.train, config.optimizer.n_critic, len(store))
+    if state.step > total:
+        raise ConfigError("train.iterations", f"the checkpoint is at {state.step} updates already; give more")
+    evaluator = _build_evaluator(config, store, device)
+    in_place = source is not None and source.parent == directory.checkpoints
+    directory.path.mkdir(parents=True, exist_ok=True)
+    directory.config.write_text(_yaml(config), encoding="utf-8")
+    if in_place:
+        directory.truncate_metrics(state.step)
+    run = Run(
+        config=config,
+        dir=directory,
+        device=device,
+        store=store,
+        state=state,
+        step=step,
+        evaluator=evaluator,
+        trackers=_build_trackers(config, directory, saved["tracker_run_id"] if saved and in_place else None),
+        total=total,
+        command=sys.argv[1:],
+        resumed_from=None if source is None else str(source),
+        final={} if saved is None else saved["final"],
+        best={} if saved is None else saved["best"],
+    )
+    run.write_summary("running")
+    if source is not None:
+        log.info("continuing from %s at update %d", source, state.step)
+    return run
+
+
+def _build_training(config: Config, store: PackedStore, device: torch.device) -> tuple[TrainState, Step]:
+    torch.manual_seed(config.seed)
+    generator, critic = build_networks(config.model, config.dataset.image_size, store.channels)
+    for network in (generator, critic):
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizers = build_optimizers(config.optimizer, generator, critic)
+    sampler = Sampler(len(store), config.train.batch_size, config.dataset.sampling, config.seed)
+    batches = Batches(store, sampler, device, config.dataset.hflip, config.dataset.residence)
+    state = TrainState(
+        generator=generator,
+        critic=critic,
+        ema=EMA(generator, config.train.ema_decay),
+        optimizers=optimizers,
+        schedules=(
+            build_schedule(config.optimizer, optimizers[0]),
+            build_schedule(config.optimizer, optimizers[1]),
+        ),
+        batches=batches,
+        device=device,
+    )
+    step = Step(
+        generator=generator,
+        critic=critic,
+        loss=get_loss(config.loss.name, config.loss.generator_terms),
+        penalty=build_penalty(config.penalty),
+        optimizer_g=optimizers[0],
+        optimizer_d=optimizers[1],
+        precision=choose_precision(config.precision, device),
+        pack=config.model.pack,
+    )
+    return state, step
+
+
+def _build_evaluator(config: Config, store: PackedStore, device: torch.device) -> Evaluator | None:
+    if not config.metrics.scores:
+        return None
+    return Evaluator(
+        config.metrics,
+        config.dataset,
+        store,
+        latent_dim=config.model.latent_dim,
+        seed=config.seed,
+        device=device,
+    )
+
+
+def _build_trackers(config: Config, directory: RunDir, run_id: str | None) -> Tracker:
+    trackers: list[Tracker] = [JsonLines(directory.metrics)]
+    if config.tracker.name == "wandb":
+        from relgan.tracking import wandb
+
+        tracker = wandb.start(
+            config.tracker,
+            run_dir=directory.path,
+            group=run_name(config),
+            tags=[config.loss.name, get_loss(config.loss.name).form, config.dataset.name],
+            options=asdict(config),
+            run_id=run_id,
+        )
+        if tracker is not None:
+            trackers.append(tracker)
+    return Trackers(trackers)
+
+
+def _find_saved(config: Config, directory: RunDir) -> tuple[dict[str, Any] | None, Path | None]:
+    """The checkpoint to continue from and where it lies; refuses to overwrite a run or to change an experiment."""
+    if config.resume is None:
+        if directory.metrics.exists():
+            raise ConfigError(
+                "hydra.run.dir",
+                f"{directory.path} already holds a run; continue it with resume=auto or name another",
+            )
+        return None, None
+    path = find_checkpoint(config.resume, directory.path)
+    if path is None:
+        log.info("resume=auto: nothing to continue, starting anew")
+        return None, None
+    saved = checkpoint.load_newest(path)
+    # Through JSON, because a tuple or an integral float must not count as a change.
+    old, new = json.loads(json.dumps(saved["config"])), json.loads(json.dumps(asdict(config)))
+    for option, before, now in differences(old, new):
+        raise RelganError(f"resume: {option} was {before} in {path}, now {now}; only a new run may change it")
+    return saved, path
+
+
+def _yaml(config: Config) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))

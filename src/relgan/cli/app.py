@@ -1,0 +1,131 @@
+"""What the commands share: finding conf/, composing a checked Config, one-line errors and exit statuses."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from relgan.config import Config, RelganError, run_name, validate, walk
+
+Task = Callable[[Config, Path], Any]
+
+EXIT_BAD_INPUT = 2
+
+
+def conf_dir() -> Path:
+    """conf/ inside the installed package, else beside src/ in a checkout."""
+    here = Path(__file__).resolve()
+    candidates = (here.parents[1] / "conf", here.parents[3] / "conf")
+    for candidate in candidates:
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise RelganError(f"the configuration directory is missing; looked in {candidates[0]} and {candidates[1]}")
+
+
+def to_config(node: DictConfig) -> Config:
+    """Check a composed (or stored) configuration against the schema; plain dataclass objects come back."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), node)
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    validate(config)
+    return config
+
+
+def _run_dir(time: str, root: DictConfig) -> str:
+    """outputs/NAME/TIME; with resume=auto the newest unfinished run of the same configuration, if any."""
+    base = Path("outputs") / run_name(root)
+    if root.resume == "auto":
+        from relgan.rundir import newest_unfinished
+
+        options: dict[str, Any] = {str(key): value for key, value in _plain(root).items() if key != "hydra"}
+        found = newest_unfinished(base, options)
+        if found is not None:
+            return str(found)
+    return str(base / time)
+
+
+def _plain(node: DictConfig) -> dict[Any, Any]:
+    container = OmegaConf.to_container(node)
+    assert isinstance(container, dict)
+    return container
+
+
+def register() -> None:
+    """Make the schema and the resolvers of conf/ known to Hydra; safe to call twice."""
+    ConfigStore.instance().store(name="relgan_schema", node=Config)
+    OmegaConf.register_new_resolver("relgan_name", lambda *, _root_: run_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("relgan_run_dir", lambda time, *, _root_: _run_dir(time, _root_), replace=True)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _suggest(option: str) -> str:
+    known = [name for name, _, _ in walk(Config())]
+    close = difflib.get_close_matches(option, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else "; relgan-train --help lists the options"
+
+
+def _choices(text: str) -> str:
+    listed = text.partition("Available options in")[2].splitlines()[1:]
+    return ", ".join(line.strip() for line in listed if line.strip())
+
+
+def one_line(error: BaseException) -> str:
+    """Hydra's and OmegaConf's several lines as one that names the option."""
+    texts = [str(cause) for cause in _causes(error)]
+    text = "\n".join(texts)
+    if found := re.search(r"Could not find '([^']+)'", text):
+        group, _, value = found[1].rpartition("/")
+        return f"{group or 'config'}={value}: not one of {_choices(text)}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"{found[1]}: no such option{_suggest(found[1])}"
+    if found := re.search(r"full_key: (\S+)", text):
+        reason = next((t for t in texts if "full_key" in t), text).splitlines()[0]
+        if "not in" in reason:
+            return f"{found[1]}: no such option{_suggest(found[1])}"
+        return f"{found[1]}: {reason}"
+    return " ".join(texts[0].split())
+
+
+def fail(message: str, status: int = EXIT_BAD_INPUT) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def run(task: Task, config_name: str = "config") -> None:
+    """Compose the configuration from the command line and call ``task(config, run_dir)``.
+
+    Exit statuses: 0 finished, 2 bad input, 130/143 interrupted, 1 anything else (with a stack trace).
+    """
+    import hydra
+    from hydra.errors import HydraException
+
+    # Hydra would print its own several lines and exit with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register()
+
+    def compose_and_call(node: DictConfig) -> Any:
+        return task(to_config(node), Path(HydraConfig.get().runtime.output_dir))
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(compose_and_call)()
+    except RelganError as error:
+        fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(one_line(error))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,67 @@
+"""What the training loop tells the world, whoever listens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+Kind = Literal["train", "eval"]
+
+
+class Tracker(Protocol):
+    """Receives numbers and pictures; steps never go back."""
+
+    @property
+    def run_id(self) -> str | None:
+        """Identifies the run to the tracker's service; None where there is none."""
+
+    def log(self, kind: Kind, step: int, time_s: float, values: Mapping[str, float]) -> None:
+        """Record values under their full keys (``train/loss_d``, ``eval/fid``)."""
+
+    def log_image(self, key: str, step: int, path: Path, caption: str) -> None:
+        """Record one picture that is already in the run directory."""
+
+    def close(self, exit_code: int) -> None:
+        """Finish; called exactly once."""
+
+
+class JsonLines:
+    """metrics.jsonl: one JSON object a line, on disk as soon as it is logged."""
+
+    run_id: str | None = None
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, kind: Kind, step: int, time_s: float, values: Mapping[str, float]) -> None:
+        record = {"kind": kind, "step": step, "time_s": round(time_s, 3), **values}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def log_image(self, key: str, step: int, path: Path, caption: str) -> None:
+        """Pictures are files beside metrics.jsonl; nothing to record."""
+
+    def close(self, exit_code: int) -> None:
+        self._file.close()
+
+
+class Trackers:
+    """Several trackers as one; ``run_id`` is that of the first which has one."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = trackers
+        self.run_id = next((tracker.run_id for tracker in trackers if tracker.run_id), None)
+
+    def log(self, kind: Kind, step: int, time_s: float, values: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(kind, step, time_s, values)
+
+    def log_image(self, key: str, step: int, path: Path, caption: str) -> None:
+        for tracker in self._trackers:
+            tracker.log_image(key, step, path, caption)
+
+    def close(self, exit_code: int) -> None:
+        for tracker in self._trackers:
+            tracker.close(exit_code)

@@ -1,0 +1,60 @@
+"""What a person sees in the terminal: log lines above one progress bar."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes to the current ``sys.stdout``, which a live progress bar replaces so that lines appear above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stdout.write(self.format(record) + "\n")
+        sys.stdout.flush()
+
+
+class ProgressBar:
+    """Generator updates done, losses, images per second and time left; silent where nobody watches."""
+
+    def __init__(self, total: int, start: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.live = sys.stdout.isatty()
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            disable=not self.live,
+        )
+        self._task: TaskID = self._progress.add_task("", total=total, completed=start, losses="")
+
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self) -> None:
+        self._progress.advance(self._task)
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """Show the newest losses and speed."""
+        self._progress.update(self._task, losses=training_line(values))
+
+
+def training_line(values: Mapping[str, float]) -> str:
+    """The newest losses and speed in one short text."""
+    return "D {train/loss_d:.3f}  G {train/loss_g:.3f}  {train/images_per_second:,.0f} img/s".format_map(values)

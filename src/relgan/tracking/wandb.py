@@ -1,0 +1,148 @@
+"""A copy of the local records for Weights & Biases; never a prompt, never a reason for training to stop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relgan.config import TrackerConfig
+from relgan.tracking.base import Kind
+
+if TYPE_CHECKING:
+    import wandb
+
+log = logging.getLogger("relgan")
+
+# wandb waits about three times its init_timeout before it gives up: together under 20 seconds.
+INIT_TIMEOUT_S = 6.0
+
+
+class WandbTracker:
+    """One W&B run, closed by :meth:`close`; any failure of W&B is one warning and then silence."""
+
+    def __init__(self, run: wandb.Run) -> None:
+        self._run: wandb.Run | None = run
+        self.run_id: str | None = run.id
+
+    def log(self, kind: Kind, step: int, time_s: float, values: Mapping[str, float]) -> None:
+        self._attempt(lambda run: run.log({**values, "step": step, "time_s": time_s}, step=step))
+
+    def log_image(self, key: str, step: int, path: Path, caption: str) -> None:
+        import wandb
+
+        self._attempt(lambda run: run.log({key: wandb.Image(str(path), caption=caption), "step": step}, step=step))
+
+    def close(self, exit_code: int) -> None:
+        self._attempt(lambda run: run.finish(exit_code=exit_code))
+        self._run = None
+
+    def _attempt(self, action: Callable[[wandb.Run], Any]) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:  # whatever breaks in W&B, the experiment goes on
+            log.warning("W&B stopped receiving (%s); metrics.jsonl still has everything", _short(error))
+            self._run = None
+
+
+def start(
+    config: TrackerConfig,
+    *,
+    run_dir: Path,
+    group: str,
+    tags: list[str],
+    options: Mapping[str, Any],
+    run_id: str | None,
+) -> WandbTracker | None:
+    """Begin (or continue, given ``run_id``) a W&B run, online where that works, else offline.
+
+    Args:
+        config: project, entity and mode.
+        run_dir: W&B's own files go to its ``wandb/`` folder.
+        group: runs that belong together.
+        tags: besides ``config.tags``.
+        options: the resolved configuration, shown in the dashboard.
+        run_id: of the run to continue.
+
+    Returns:
+        None where W&B cannot even start offline; the reason is logged.
+    """
+    import wandb
+
+    def init(mode: str | None) -> wandb.Run:
+        return wandb.init(
+            project=config.project,
+            entity=config.entity,
+            group=group,
+            name=run_dir.name,
+            job_type="train",
+            tags=[*tags, *config.tags],
+            config=dict(options),
+            dir=run_dir,
+            id=run_id,
+            resume="allow" if run_id else None,
+            mode=mode,  # type: ignore[arg-type]
+            reinit="finish_previous",
+            settings=_settings(),
+        )
+
+    mode = _mode(config)
+    try:
+        try:
+            run = init(mode)
+        except Exception as error:
+            if config.mode == "online" or mode == "offline":
+                raise
+            log.warning("W&B did not answer (%s): recording offline", _short(error))
+            mode = "offline"
+            run = init(mode)
+        _define(run)
+    except Exception as error:  # whatever breaks in W&B, the experiment goes on
+        log.warning("tracker=wandb: %s; only the run directory is written", _short(error))
+        return None
+    if run.offline:
+        log.info("W&B: offline; send it later with `wandb sync %s`", Path(run.dir).parent)
+    else:
+        log.info("W&B: %s", run.url)
+    return WandbTracker(run)
+
+
+def _settings() -> wandb.Settings:
+    import wandb
+
+    return wandb.Settings(
+        console="off",
+        silent=True,
+        x_disable_stats=True,
+        disable_git=True,
+        disable_code=True,
+        init_timeout=INIT_TIMEOUT_S,
+        # With the default of 15 s, a process killed soon after logging leaves nothing.
+        x_transaction_log_flush_interval=1.0,
+    )
+
+
+def _mode(config: TrackerConfig) -> str | None:
+    """What to pass to wandb.init; None leaves WANDB_MODE in charge."""
+    import os
+
+    import wandb
+
+    if config.mode != "auto":
+        return config.mode
+    if "WANDB_MODE" in os.environ:
+        return None
+    return None if wandb.login(prompt=False) else "offline"
+
+
+def _define(run: wandb.Run) -> None:
+    run.define_metric("step")
+    run.define_metric("train/*", step_metric="step")
+    run.define_metric("eval/*", step_metric="step")
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,228 @@
+"""When things happen: updates, logged losses, grids, scores, checkpoints and the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relgan.config import RelganError
+from relgan.tracking.console import ProgressBar, training_line
+from relgan.training import checkpoint
+from relgan.training.run import Run
+from relgan.training.schedule import epoch_of, is_due, quarters
+from relgan.training.signals import StopSignals
+from relgan.training.step import CriticResult, GeneratorResult
+from relgan.training.summary import Speed, Status
+
+log = logging.getLogger("relgan")
+
+FINAL_SAVE_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended and the exit status that says so."""
+
+    status: Status
+    exit_code: int
+
+
+def train(run: Run) -> Outcome:
+    """Train until the configured end, a signal, or a loss that is not finite; the run directory tells the rest."""
+    loop = Loop(run)
+    outcome = Outcome("failed", 1)
+    try:
+        with StopSignals() as signals:
+            outcome = loop.run_until_done(signals)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            outcome = Outcome("interrupted", 130)
+        run.write_summary(outcome.status, error="".join(traceback.format_exception(error)))
+        raise
+    finally:
+        run.trackers.close(outcome.exit_code)
+    return outcome
+
+
+class Loop:
+    """One run in progress. Every method is called between whole generator updates."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.state = run.state
+        self.config = run.config
+        self.speed = Speed(run.config.train.batch_size * run.config.optimizer.n_critic)
+        self.started = time.perf_counter() - run.state.seconds
+        self.interval_started = time.perf_counter()
+        self.interval_iterations = 0
+        self.critic_result: CriticResult | None = None
+        self.generator_result: GeneratorResult | None = None
+
+    def run_until_done(self, signals: StopSignals) -> Outcome:
+        run, state = self.run, self.state
+        log.info("%s", run.describe())
+        if state.step == 0:
+            run.save_real_grid()
+            self.look_and_score()
+        with ProgressBar(run.total, state.step) as bar:
+            self.restart_clock()
+            while state.step < run.total and signals.received is None:
+                self.iterate()
+                bar.advance()
+                if self.log_is_due() and not self.log_training(bar):
+                    return self.end("diverged", 0)
+                if state.step < run.total:
+                    self.visit()
+        if signals.received is not None:
+            log.info("stopped by a signal after %d of %d updates", state.step, run.total)
+            return self.end("interrupted", 128 + signals.received)
+        if state.step > 0:
+            self.look_and_score()
+        return self.end("finished", 0)
+
+    def iterate(self) -> None:
+        """One generator update after n_critic critic updates."""
+        run, state, config = self.run, self.state, self.config
+        for _ in range(config.optimizer.n_critic):
+            real = state.batches.next()
+            self.critic_result = run.step.update_critic(real, run.training_latents())
+        if config.train.redraw_real and run.step.loss.needs_real_for_generator:
+            real = state.batches.next()
+        self.generator_result = run.step.update_generator(real, run.training_latents())
+        state.ema.update(state.generator)
+        state.step += 1
+        self.interval_iterations += 1
+        epoch = epoch_of(state.step, config.train, config.optimizer.n_critic, len(run.store))
+        while state.epoch < epoch:
+            state.epoch += 1
+            for schedule in state.schedules:
+                schedule.step()
+
+    def log_is_due(self) -> bool:
+        # Reading the flag costs nothing on the CPU; elsewhere it waits for the device.
+        if self.run.device.type == "cpu" and self.run.step.diverged.item():
+            return True
+        return is_due(self.state.step, self.config.train.log_every, self.run.total)
+
+    def log_training(self, bar: ProgressBar) -> bool:
+        """Log the newest step's losses; False when training has diverged."""
+        assert self.critic_result is not None
+        assert self.generator_result is not None
+        values = measure(self.run, self.critic_result, self.generator_result)
+        now = time.perf_counter()
+        rate = self.speed.add(now - self.interval_started, self.interval_iterations)
+        self.interval_started, self.interval_iterations = now, 0
+        if self.run.step.diverged.item():
+            log.warning("diverged: a loss or gradient was not finite by update %d", self.state.step)
+            return False
+        self.state.seconds = now - self.started
+        values["train/images_per_second"] = rate
+        self.run.trackers.log("train", self.state.step, self.state.seconds, values)
+        bar.show(values)
+        if not bar.live and is_due(self.state.step, max(1, self.run.total // 10), self.run.total):
+            log.info("%6d/%d  %s", self.state.step, self.run.total, training_line(values))
+        return True
+
+    def visit(self) -> None:
+        """What is due between two updates."""
+        step, total, config = self.state.step, self.run.total, self.config
+        looks = step in quarters(total) or is_due(step, config.train.sample_every, total)
+        scores = is_due(step, config.metrics.every, total)
+        saves = is_due(step, config.train.checkpoint_every, total)
+        if not (looks or scores or saves):
+            return
+        # Time between logging points only counts training.
+        paused = time.perf_counter()
+        if looks:
+            self.run.save_grids(self.last_images())
+        if scores:
+            self.score()
+        if saves:
+            self.save()
+        self.interval_started += time.perf_counter() - paused
+
+    def look_and_score(self) -> None:
+        self.run.save_grids(self.last_images())
+        self.score()
+
+    def last_images(self) -> Tensor | None:
+        return None if self.generator_result is None else self.generator_result.images
+
+    def score(self) -> None:
+        """Evaluate; a generator that cannot be scored is reported, and training goes on."""
+        self.state.seconds = time.perf_counter() - self.started
+        try:
+            scores = self.run.evaluate()
+        except (ValueError, RelganError) as error:
+            log.warning("no scores at update %d: %s", self.state.step, error)
+            return
+        if not scores:
+            return
+        self.run.trackers.log("eval", self.state.step, self.state.seconds, scores)
+        log.info("%6d/%d  %s", self.state.step, self.run.total, self.run.score_line(scores))
+        if self.run.remember(scores):
+            self.save_to_best()
+        self.run.write_summary("running", images_per_second=self.speed.images_per_second)
+
+    def save_to_best(self) -> None:
+        try:
+            checkpoint.save(self.run.checkpoint(), self.run.dir.best, keep_previous=False)
+        except OSError as error:
+            log.warning("best.pt could not be written (%s); training goes on", error)
+
+    def save(self) -> bool:
+        self.state.seconds = time.perf_counter() - self.started
+        try:
+            checkpoint.save(self.run.checkpoint(), self.run.dir.last)
+        except OSError as error:
+            log.warning("last.pt could not be written (%s); training goes on and tries again", error)
+            return False
+        self.run.write_summary("running", images_per_second=self.speed.images_per_second)
+        return True
+
+    def end(self, status: Status, exit_code: int) -> Outcome:
+        """Save, tell where everything is; exit status 1 when the last checkpoint could not be written."""
+        error = None
+        for attempt in range(FINAL_SAVE_ATTEMPTS):
+            if self.save():
+                break
+            time.sleep(0.2 * 2**attempt)
+        else:
+            good = self.run.dir.last if self.run.dir.last.exists() else "none"
+            error = f"last.pt could not be written in {FINAL_SAVE_ATTEMPTS} attempts; last good checkpoint: {good}"
+            log.error("%s", error)
+            status, exit_code = "failed", 1
+        self.run.write_summary(status, images_per_second=self.speed.images_per_second, error=error)
+        log.info("%s after %d updates, %.0f s: %s", status, self.state.step, self.state.seconds, self.run.dir.path)
+        log.info("pictures: %s", self.run.dir.samples)
+        return Outcome(status, exit_code)
+
+    def restart_clock(self) -> None:
+        self.interval_started = time.perf_counter()
+
+
+def measure(run: Run, critic: CriticResult, generator: GeneratorResult) -> dict[str, float]:
+    """The logged values of one step, in one transfer from the device."""
+    real, fake = critic.real_logits, critic.fake_logits
+    prob_real, prob_fake = run.step.loss.probabilities(real, fake)
+    pull_real, pull_fake = run.step.loss.pull(real, fake)
+    values = {
+        "train/loss_d": critic.loss,
+        "train/loss_g": generator.loss,
+        "train/penalty": critic.penalty,
+        "train/logit_real": real.mean(),
+        "train/logit_fake": fake.mean(),
+        "train/prob_real": prob_real,
+        "train/prob_fake": prob_fake,
+        "train/pull_real": pull_real,
+        "train/pull_fake": pull_fake,
+        "train/grad_norm_d": critic.grad_norm,
+        "train/grad_norm_g": generator.grad_norm,
+    }
+    numbers: list[float] = torch.stack(list(values.values())).tolist()
+    return dict(zip(values, numbers, strict=True))

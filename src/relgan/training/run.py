@@ -1,0 +1,154 @@
+"""One training run: its parts, its pictures, its scores and its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relgan.config import Config
+from relgan.data.store import PackedStore
+from relgan.images import grid, save_png, to_uint8
+from relgan.metrics.evaluator import Evaluator
+from relgan.metrics.scores import direction
+from relgan.networks.sampling import sample_images
+from relgan.rundir import RunDir
+from relgan.tracking.base import Tracker
+from relgan.training.state import TrainState
+from relgan.training.step import Step
+from relgan.training.summary import Status, hardware, peak_memory_bytes, update_best, versions
+
+
+@dataclass
+class Run:
+    """Everything one run needs; put together by ``relgan.build``."""
+
+    config: Config
+    dir: RunDir
+    device: torch.device
+    store: PackedStore
+    state: TrainState
+    step: Step
+    evaluator: Evaluator | None
+    trackers: Tracker
+    total: int
+    command: list[str]
+    resumed_from: str | None = None
+    final: dict[str, float] = field(default_factory=dict)
+    best: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        config, store = self.config, self.store
+        penalty = "" if config.penalty.name == "none" else f" + {config.penalty.name} {config.penalty.weight:g}"
+        return (
+            f"{config.loss.name}{penalty} · {config.model.name} width {config.model.width} · {store.meta['name']} "
+            f"{len(store):,} images {store.image_size}×{store.image_size}×{store.channels} · "
+            f"{self.device.type} {self.step.precision.name} · seed {config.seed} · {self.dir.path}"
+        )
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The generator people look at: the moving average where there is one."""
+        return self.state.ema.module if self.config.train.ema_decay > 0 else self.state.generator
+
+    def training_latents(self) -> Tensor:
+        """z ~ N(0, I) from the device's default generator, whose state is in the checkpoint."""
+        return torch.randn(self.config.train.batch_size, self.config.model.latent_dim, device=self.device)
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores of the current generator under their full keys; empty with ``metrics=none``."""
+        if self.evaluator is None:
+            return {}
+        return self.evaluator.evaluate(
+            self.averaged if self.config.metrics.generator == "ema" else self.state.generator
+        )
+
+    def remember(self, scores: Mapping[str, float]) -> bool:
+        """Keep the scores for the summary; True when the first of them that has a direction is the best so far."""
+        self.final = dict(scores)
+        directions = {key: way for key in scores if (way := direction(key)) is not None}
+        improved = update_best(self.best, scores, self.state.step, directions)
+        return bool(directions) and next(iter(directions)) in improved
+
+    def save_real_grid(self) -> None:
+        count = min(self.config.train.sample_count, len(self.store))
+        self._save(torch.from_numpy(self.store.images[:count].copy()).permute(0, 3, 1, 2), "real.png")
+
+    def save_grids(self, training_images: Tensor | None) -> None:
+        """The fixed noise under the averaged generator, and the newest training images.
+
+        Args:
+            training_images: (N, C, H, W) in [−1, 1]; None before the first update.
+        """
+        config, step = self.config, self.state.step
+        fixed = self._samples(self.averaged, mode="eval")
+        path = self._save(fixed, f"step_{step:08d}.png")
+        self.trackers.log_image("samples/fixed_noise", step, path, f"{config.loss.name}, {step} updates, fixed noise")
+        if training_images is None:
+            drawn = self._samples(self.state.generator, mode="train")
+        else:
+            drawn = to_uint8(training_images[: config.train.sample_count]).cpu()
+        self._save(drawn, f"train_{step:08d}.png")
+
+    def _samples(self, network: nn.Module, mode: str) -> Tensor:
+        config = self.config
+        batches = sample_images(
+            network,
+            config.train.sample_count,
+            latent_dim=config.model.latent_dim,
+            seed=config.seed,
+            batch_size=config.train.sample_count,
+            mode=mode,
+        )
+        return torch.cat([batch.cpu() for batch in batches])
+
+    def _save(self, images: Tensor, name: str) -> Path:
+        stacked = self.store.meta["name"].startswith("stacked")
+        path = self.dir.samples / name
+        save_png(grid(images, separate_channels=stacked), path)
+        return path
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What :func:`relgan.training.checkpoint.save` writes."""
+        return {
+            **self.state.state_dict(),
+            "config": asdict(self.config),
+            "channels": self.store.channels,
+            "tracker_run_id": self.trackers.run_id,
+            "best": self.best,
+            "final": self.final,
+        }
+
+    def write_summary(
+        self, status: Status, *, images_per_second: float | None = None, error: str | None = None
+    ) -> None:
+        """Replace summary.json; a disk that is full leaves the old one."""
+        self.dir.write_summary(
+            {
+                "status": status,
+                "step": self.state.step,
+                "seconds": round(self.state.seconds, 3),
+                "images_per_second": images_per_second,
+                "peak_memory_bytes": peak_memory_bytes(self.device),
+                "seed": self.config.seed,
+                "final": self.final,
+                "best": self.best,
+                "protocol": {} if self.evaluator is None else self.evaluator.protocol,
+                "data_fingerprint": self.store.fingerprint,
+                "resumed_from": self.resumed_from,
+                "tracker_run_id": self.trackers.run_id,
+                "command": self.command,
+                "versions": versions(),
+                "hardware": hardware(self.device),
+                "error": error,
+            }
+        )
+
+    @staticmethod
+    def score_line(scores: Mapping[str, float]) -> str:
+        """The scores as one line for the console, without their common prefix."""
+        return "  ".join(f"{key.removeprefix('eval/')} {value:.4g}" for key, value in scores.items())

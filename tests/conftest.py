@@ -1,0 +1,42 @@
+"""Fixtures shared by all tests: a cache of their own, no network, no W&B account."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache directory for the whole session, for what is costly to make (the digits classifier)."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _environment(shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELGAN_CACHE", str(shared_cache))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "wandb-cache"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache directory for one test."""
+    path = tmp_path / "cache"
+    monkeypatch.setenv("RELGAN_CACHE", str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def sample_data() -> Path:
+    """Real images; skipped where RELGAN_TEST_DATA is not set."""
+    folder = os.environ.get("RELGAN_TEST_DATA")
+    if not folder:
+        pytest.skip("RELGAN_TEST_DATA is not set to the folder of sample images")
+    return Path(folder)
