@@ -1,0 +1,1 @@
+"""Scores: feature networks, float64 accumulators, pure score functions and the evaluator that joins them."""

@@ -1,0 +1,61 @@
+"""The 2015 TensorFlow Inception network as ported by torch-fidelity: what the literature calls FID and IS."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from relgan.config import ConfigError
+from relgan.metrics.extractors.base import Extractor, freeze, fuse_batchnorm, hash_file
+from relgan.metrics.weights import WeightFile, load_state
+
+WEIGHTS = WeightFile(
+    option="metrics.weights",
+    url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    sha256="6726825d",
+)
+
+
+class _Features(nn.Module):
+    """Pool features (N, 2048) and unbiased logits (N, 1008); TensorFlow's own resize to 299 is inside."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self.network(images)
+        return features, logits
+
+
+def build(weights: str | None, precision: str, device: torch.device) -> Extractor:
+    """The network with weights from ``weights``, the torch hub cache, or a download.
+
+    Raises:
+        ConfigError: no usable weights.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path = WEIGHTS.find(weights)
+    load_state(path, WEIGHTS.option)  # the constructor below would execute whatever a pickle says
+    try:
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+        )
+    except RuntimeError as error:
+        raise ConfigError(WEIGHTS.option, f"{path} does not hold the Inception network of torch-fidelity") from error
+    fingerprint = hash_file(path)
+    fuse_batchnorm(network)
+    return Extractor(
+        name="inception",
+        channels=3,
+        num_features=2048,
+        num_classes=1008,
+        fingerprint=fingerprint,
+        input_size=299,
+        resize="bilinear as in TensorFlow 1, no antialiasing",
+        weights_known=fingerprint.startswith(WEIGHTS.sha256),
+        precision=precision,
+        device=device,
+        network=freeze(_Features(network), device),
+    )

@@ -1,0 +1,71 @@
+"""Finding published weight files: the user's path, the torch hub cache, or a verified download."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from relgan.config import ConfigError
+
+CONNECT_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A published file; ``sha256`` is the start of its hash."""
+
+    option: str
+    url: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[1]
+
+    def find(self, given: str | None) -> Path:
+        """The file on this machine, downloaded if need be.
+
+        Raises:
+            ConfigError: ``given`` does not exist, or nothing is cached and the download failed.
+        """
+        if given is not None:
+            path = Path(given).expanduser()
+            if not path.is_file():
+                raise ConfigError(self.option, f"{given} is not a file")
+            return path
+        path = Path(torch.hub.get_dir()) / "checkpoints" / self.name
+        return path if path.is_file() else self._download(path)
+
+    def _download(self, path: Path) -> Path:
+        timeout = socket.getdefaulttimeout()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            socket.setdefaulttimeout(CONNECT_SECONDS)  # urlopen inside has no timeout of its own
+            torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                self.option,
+                f"{self.name} could not be downloaded ({error}); get it from {self.url} and put it into "
+                f"{path.parent}, or give its path here",
+            ) from error
+        finally:
+            socket.setdefaulttimeout(timeout)
+        return path
+
+
+def load_state(path: Path, option: str) -> dict[str, torch.Tensor]:
+    """A plain state dict; nothing else that a file could hold is executed.
+
+    Raises:
+        ConfigError: the file is damaged or is no state dict.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes torch.load raise nearly anything
+        raise ConfigError(option, f"{path} is damaged or not a PyTorch state dict") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ConfigError(option, f"{path} is not a PyTorch state dict")
+    return state
