@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -119,7 +120,14 @@ def run(task: Task, config_name: str = "config") -> None:
     register()
 
     def compose_and_call(node: DictConfig) -> Any:
-        return task(to_config(node), Path(HydraConfig.get().runtime.output_dir))
+        hydra_config = HydraConfig.get()
+        try:
+            return task(to_config(node), Path(hydra_config.runtime.output_dir))
+        except RelganError as error:
+            if hydra_config.mode == RunMode.MULTIRUN:
+                raise
+            # Leaving here keeps Hydra from printing its own report first.
+            fail(str(error))
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(compose_and_call)()
