@@ -1,6 +1,7 @@
 """Data sets: prepared once into a packed store, then sampled from a memory map."""
 
-from relgan.data.prepare import cache_dir, prepare
+from relgan.data.cache import cache_dir
+from relgan.data.prepare import prepare
 from relgan.data.store import PackedStore
 
 __all__ = ["PackedStore", "cache_dir", "prepare"]

@@ -9,7 +9,6 @@ import signal
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relgan.config import ConfigError
+from relgan.data.cache import progress_bar
 from relgan.data.decode import Unusable
 from relgan.data.sources import Source
 from relgan.data.store import PackedStore, StoreWriter
@@ -50,7 +50,7 @@ def build(
     skipped: Counter[str] = Counter(source.dropped)
     named: list[str] = []
     with StoreWriter(path, size, size, source.channels) as writer:
-        with _bar(len(indices), meta["name"], progress) as advance:
+        with progress_bar(len(indices), f"preparing {meta['name']}", show=progress) as advance:
             for chunk in _chunks(source, size, indices):
                 labels = None if source.labels is None else source.labels[chunk.indices]
                 writer.append(chunk.images, labels)
@@ -60,7 +60,7 @@ def build(
         _tell(named)
         if writer.count == 0:
             raise ConfigError("dataset.path", f"none of {len(indices)} images can be used: {_counts(skipped)}")
-        store = writer.finish(preprocessing=source.preprocessing, skipped=dict(skipped), **meta)
+        store = writer.finish(preprocessing=source.preprocessing, skipped=dict(skipped), **source.facts, **meta)
     log.info(
         "%s: %d images kept, %s; %.1f s, %.1f MB in %s",
         meta["name"],
@@ -145,12 +145,3 @@ def _read_in_worker(indices: NDArray[np.int64]) -> _Chunk:
 def _cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _bar(total: int, name: str, progress: bool) -> Any:
-    """A context giving ``advance(n)``: a progress bar on a terminal, nothing elsewhere."""
-    if not progress:
-        return nullcontext(lambda _: None)
-    from relgan.data.progress import bar
-
-    return bar(total, f"preparing {name}", unit="images")

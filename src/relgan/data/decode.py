@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,17 +39,13 @@ class Unusable(Exception):
         self.reason, self.detail = reason, detail
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(file: IO[bytes]) -> Image.Image:
     """Read the header of an image file; Unusable if it is none, or declares too many pixels to be decoded."""
-    if not data:
-        raise Unusable("empty", "the file is empty")
-    if len(data) > MAX_FILE_BYTES:
-        raise Unusable("too large", f"more than {MAX_FILE_BYTES >> 20} MiB")
     with warnings.catch_warnings():
         # Pillow warns about pixel counts, which are checked below, and about harmless oddities.
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(file, formats=_FORMATS)
         except Image.DecompressionBombError as error:
             raise Unusable("too large", str(error)) from error
         except Exception as error:  # damaged bytes make Pillow raise nearly anything
@@ -92,7 +89,7 @@ def square(data: bytes, size: int, crop: int | None = None) -> NDArray[np.uint8]
     Raises:
         Unusable: the file is damaged, empty, or too large to be decoded safely.
     """
-    image = open_image(data)
+    image = open_image(io.BytesIO(data))
     width, height = image.size
     side = min(width, height, crop or width)
     scale = 1.0

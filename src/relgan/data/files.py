@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from relgan.config import ConfigError
 from relgan.data.decode import MAX_FILE_BYTES, Unusable
+
+# Number of the root, name within it.
+Entry = tuple[int, str]
 
 
 class Files:
@@ -25,7 +29,7 @@ class Files:
         roots: directories and zip archives.
 
     Attributes:
-        entries: (root number, name within it), sorted.
+        entries: every file, sorted.
 
     Raises:
         ConfigError: a root is missing, or is not a readable zip archive.
@@ -54,21 +58,42 @@ class Files:
             if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
                 yield info.filename
 
-    def read(self, entry: tuple[int, str]) -> bytes:
-        """The bytes of one file; Unusable if they cannot be had whole or are too many."""
+    def open(self, entry: Entry) -> IO[bytes]:
+        """A stream of one file."""
         number, name = entry
         root = self.roots[number]
+        return (root / name).open("rb") if root.is_dir() else self._zip(number).open(name)
+
+    def read(self, entry: Entry) -> bytes:
+        """The bytes of one file; Unusable if they cannot be had whole or are too many."""
         try:
-            if root.is_dir():
-                with (root / name).open("rb") as file:
-                    return file.read(MAX_FILE_BYTES + 1)
-            info = self._zip(number).getinfo(name)
-            if info.file_size > MAX_FILE_BYTES:
-                raise Unusable("too large", f"more than {MAX_FILE_BYTES >> 20} MiB")
-            # zipfile never returns more than the declared size, whatever the stream would inflate to.
-            return self._zip(number).read(info)
+            with self.open(entry) as file:
+                # zipfile never gives more than the declared size, whatever the stream would inflate to.
+                data = file.read(MAX_FILE_BYTES + 1)
         except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise Unusable("damaged", str(error)) from error
+        if not data:
+            raise Unusable("empty", "the file is empty")
+        if len(data) > MAX_FILE_BYTES:
+            raise Unusable("too large", f"more than {MAX_FILE_BYTES >> 20} MiB")
+        return data
+
+    def matching(self, pattern: str) -> list[Entry]:
+        """Entries whose file name matches the whole ``pattern``, case ignored; of equal names the first."""
+        found: dict[str, Entry] = {}
+        for entry in self.entries:
+            name = entry[1].rsplit("/", 1)[-1]
+            if re.fullmatch(pattern, name, re.IGNORECASE):
+                found.setdefault(name, entry)
+        return list(found.values())
+
+
+def roots(path: str, archives: str) -> list[Path]:
+    """The user's path and, if it is a directory, the zip archives directly in it named like ``archives``."""
+    place = locate(path)
+    if not place.is_dir():
+        return [place]
+    return [place, *sorted(file for file in place.glob("*.zip") if re.match(archives, file.name, re.IGNORECASE))]
 
 
 def locate(path: str) -> Path:

@@ -5,39 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from relgan.config import ConfigError, DatasetConfig, RelganError
-from relgan.data import sources
 from relgan.data.build import build
+from relgan.data.cache import cache_dir, locked
+from relgan.data.catalogue import CATALOGUE
 from relgan.data.files import identity, locate
-from relgan.data.sources import STACKED_IMAGES, Source
+from relgan.data.sources import STACKED_IMAGES
 from relgan.data.store import FORMAT, PackedStore
 
 log = logging.getLogger("relgan")
 
-SOURCES: dict[str, Callable[[DatasetConfig], Source]] = {
-    "digits": sources.digits,
-    "stacked_digits": sources.stacked_digits,
-    "folder": sources.folder,
-}
 _FEW_IMAGES = 1000
 _SUBSET_SEED = 0
-
-
-def cache_dir() -> Path:
-    """Where prepared and downloaded data live: $RELGAN_CACHE, else the user's cache directory."""
-    if chosen := os.environ.get("RELGAN_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("relgan", appauthor=False))
 
 
 def store_path(config: DatasetConfig) -> Path:
@@ -51,12 +35,17 @@ def store_path(config: DatasetConfig) -> Path:
         "name": config.name,
         "source": identity(locate(config.path)) if config.path else None,
         "image_size": config.image_size,
-        "split": config.split,
+        "split": config.split if CATALOGUE[config.name].splits else "all",
         "crop": config.crop,
         "num_images": config.num_images or (STACKED_IMAGES if stacked else None),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     return cache_dir() / "datasets" / f"{config.name}-{config.image_size}-{digest}"
+
+
+def prepared() -> list[Path]:
+    """The directories of everything in the cache."""
+    return sorted(meta.parent for meta in (cache_dir() / "datasets").glob("[!.]*/meta.json"))
 
 
 def prepare(config: DatasetConfig, *, progress: bool = True) -> PackedStore:
@@ -73,8 +62,7 @@ def prepare(config: DatasetConfig, *, progress: bool = True) -> PackedStore:
     store = _cached(path)
     if store is None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(path):
+            with locked(path):
                 store = _cached(path) or _build(config, path, progress)
         except OSError as error:
             raise RelganError(
@@ -96,24 +84,11 @@ def _cached(path: Path) -> PackedStore | None:
         return None
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("another process is preparing %s: waiting for it", path.name)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _build(config: DatasetConfig, path: Path, progress: bool) -> PackedStore:
-    source = SOURCES[config.name](config)
+    dataset = CATALOGUE[config.name]
+    if config.split in ("valid", "test") and not dataset.splits:
+        raise ConfigError("dataset.split", f"{config.name} has no {config.split} split; use all")
+    source = dataset.open(config)
     indices = np.arange(len(source))
     if config.num_images is not None and config.num_images < len(source):
         # A fixed random part, because archives are often sorted by class.

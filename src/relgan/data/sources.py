@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from PIL import Image
 
 from relgan.config import ConfigError, DatasetConfig
 from relgan.data.decode import EXTENSIONS, square
-from relgan.data.files import Files, locate
+from relgan.data.files import Entry, Files, locate
 
 STACKED_IMAGES = 30_000
 _STACKED_SEED = 0
@@ -25,6 +26,7 @@ class Source(ABC):
         preprocessing: what happens to an image, for people.
         parallel: whether reading one costs enough to share the work between processes.
         dropped: reason → how many images were left out before reading.
+        facts: what else is worth recording.
     """
 
     labels: NDArray[np.int64] | None = None
@@ -34,6 +36,7 @@ class Source(ABC):
 
     def __init__(self) -> None:
         self.dropped: dict[str, int] = {}
+        self.facts: dict[str, object] = {}
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -56,7 +59,7 @@ class ArraySource(Source):
 
     parallel = False
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], size: int) -> None:
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.integer[Any]], size: int) -> None:
         super().__init__()
         self._images, self.labels, self._size = images, labels.astype(np.int64), size
         self.channels = images.shape[3]
@@ -105,7 +108,7 @@ class StackedSource(Source):
 class FolderSource(Source):
     """Image files below directories or in zip archives: converted to RGB, cut square, resized."""
 
-    def __init__(self, files: Files, entries: list[tuple[int, str]], size: int, crop: int | None) -> None:
+    def __init__(self, files: Files, entries: list[Entry], size: int, crop: int | None) -> None:
         super().__init__()
         self._files, self._entries, self._size, self._crop = files, entries, size, crop
         cut = f"centred {crop}×{crop}" if crop else "largest centred square"

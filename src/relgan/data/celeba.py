@@ -1,0 +1,70 @@
+"""CelebA's aligned faces, from any of the archives and folders they circulate in."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from relgan.config import ConfigError, DatasetConfig, RelganError
+from relgan.data.cache import cache_dir, locked
+from relgan.data.files import Files, roots
+from relgan.data.sources import FolderSource
+
+_IMAGES = r"\d{6}\.(jpg|jpeg|png)"
+_PARTITION = r"list_eval_partition\.(txt|csv)"
+_SPLITS = {"train": "0", "valid": "1", "test": "2"}
+
+
+def celeba(config: DatasetConfig) -> FolderSource:
+    """Faces named NNNNNN.jpg in a zip archive or below a directory, which may hold the archive instead."""
+    files = Files(roots(config.path, r"(img_align_)?celeb") if config.path else [_downloaded()])
+    entries = files.matching(_IMAGES)
+    if not entries:
+        raise ConfigError("dataset.path", f"no CelebA images (000001.jpg …) in {config.path}")
+    if config.split != "all":
+        split = _partition(files)
+        entries = [e for e in entries if split.get(e[1].rsplit("/", 1)[-1][:6]) == _SPLITS[config.split]]
+        if not entries:
+            raise ConfigError("dataset.split", f"{config.path} has no images of the {config.split} split")
+    return FolderSource(files, entries, config.image_size, config.crop)
+
+
+def _partition(files: Files) -> dict[str, str]:
+    """Six-digit image number → "0" train, "1" valid, "2" test, from the official list or Kaggle's CSV of it."""
+    if listed := files.matching(_PARTITION):
+        text = files.read(listed[0]).decode("utf-8", "replace")
+    else:
+        parent = files.roots[0].parent
+        beside = [*parent.glob("list_eval_partition.*"), *parent.glob("Eval/list_eval_partition.*")]
+        if not beside:
+            raise ConfigError(
+                "dataset.split", "needs list_eval_partition.txt in or beside dataset.path; or use dataset.split=all"
+            )
+        text = beside[0].read_text(encoding="utf-8", errors="replace")
+    rows = (line.replace(",", " ").split() for line in text.splitlines())
+    return {row[0][:6]: row[1] for row in rows if len(row) == 2}
+
+
+def _downloaded() -> Path:
+    """The directory torchvision's own Google Drive links were downloaded to."""
+    if importlib.util.find_spec("gdown") is None:
+        raise ConfigError(
+            "dataset.path",
+            "get img_align_celeba.zip from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html "
+            "and give dataset.path=FILE (or pip install gdown to try the download)",
+        )
+    from torchvision.datasets import CelebA
+    from torchvision.datasets.utils import download_file_from_google_drive
+
+    folder = cache_dir() / "downloads" / "celeba"
+    wanted = [row for row in CelebA.file_list if row[2] in ("img_align_celeba.zip", "list_eval_partition.txt")]
+    with locked(folder):
+        for identifier, md5, name in wanted:
+            try:
+                download_file_from_google_drive(identifier, str(folder), name, md5)
+            except Exception as error:  # gdown raises what its web page parsing meets
+                raise RelganError(
+                    f"dataset.path: {name} could not be downloaded (quota? {str(error).splitlines()[0]}); "
+                    "get it in a browser and give dataset.path=FILE"
+                ) from error
+    return folder
