@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from relgan.config import DatasetConfig, MetricsConfig
 from relgan.data import PackedStore
 from relgan.distributed import rank, world_size
+from relgan.images import grid
 from relgan.metrics.extractors import STACKED_SETS, Extractor, build_digits, build_extractor
 from relgan.metrics.panel import COMPARING, KEEPING, Panel
+from relgan.metrics.perceptual import Diversity
 from relgan.metrics.reference import Images, ReferenceStatistics, StoreImages, reference_statistics
+from relgan.metrics.scores import nearest
 from relgan.networks.sampling import sample_images
 
 _FEATURE_SCORES = COMPARING | {"is"}
+_NEEDS_EXTRACTOR = _FEATURE_SCORES | {"neighbours"}
 _PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "numpy", "relgan")
 
 
@@ -56,76 +60,109 @@ class Evaluator:
         self.scores = [s for s in config.scores if s != "modes" or dataset.name in STACKED_SETS]
         self.extractor: Extractor | None = None
         self.mode_judge: Extractor | None = None
-        if _FEATURE_SCORES & set(self.scores):
+        if _NEEDS_EXTRACTOR & set(self.scores):
             self.extractor = build_extractor(config, dataset, device)
         if "modes" in self.scores:
             own = self.extractor is not None and self.extractor.name == "digits"
             self.mode_judge = self.extractor if own else build_digits(dataset.name, device)
+
+        self.diversity = Diversity(config, device) if "lpips_diversity" in self.scores else None
 
     @cached_property
     def reference(self) -> ReferenceStatistics | None:
         """Statistics of the real images, computed or read from the cache at first use."""
         if self.extractor is None or not COMPARING & set(self.scores):
             return None
+        return self._statistics(self.config.reference_images, keep_features=bool(KEEPING & set(self.scores)))
+
+    def _statistics(self, count: int | None, *, keep_features: bool) -> ReferenceStatistics:
+        assert self.extractor is not None
         return reference_statistics(
             self.real,
             self.extractor,
-            count=self.config.reference_images,
-            keep_features=bool(KEEPING & set(self.scores)),
+            count=count,
+            keep_features=keep_features,
             batch_size=self.config.batch_size,
         )
 
     @cached_property
-    def _panels(self) -> list[Panel]:
+    def _panels(self) -> list[Panel | Diversity]:
         """One per network; the digit classifier may be both the judge of modes and the feature network."""
-        panels = []
-        features = [s for s in self.scores if s in _FEATURE_SCORES - {"neighbours"}]
+        panels: list[Panel | Diversity] = []
+        features = [score for score in self.scores if score in _FEATURE_SCORES]
         modes = ["modes"] if self.mode_judge is not None else []
         if self.extractor is not None:
             own = features + (modes if self.mode_judge is self.extractor else [])
             panels.append(Panel(self.config, self.extractor, own, self.reference))
         if self.mode_judge is not None and self.mode_judge is not self.extractor:
             panels.append(Panel(self.config, self.mode_judge, modes, None))
+        if self.diversity is not None:
+            panels.append(self.diversity)
         return panels
 
     def evaluate(self, generator: nn.Module) -> dict[str, float]:
         """Scores of a generator under their full keys, and ``eval/seconds``.
 
         Raises:
-            ValueError: the generator returned values that are not finite, or outside [−1, 1].
+            ValueError: the generator returned values that are not finite, outside [−1, 1], or of another size.
         """
-        if not self.scores:
+        if not self._panels:
             return {}
-        return self.score(
-            sample_images(
-                generator,
-                max(panel.wanted for panel in self._panels),
-                latent_dim=self.latent_dim,
-                seed=self.seed,
-                batch_size=self.config.batch_size,
-                mode=self.config.generator_mode,
-                rank=rank(),
-                world_size=world_size(),
-            )
+        wanted = max(panel.wanted for panel in self._panels)
+        size = self.config.batch_size
+        starts = range(rank() * size, wanted, world_size() * size)
+        return self.score(zip(starts, self._sample(generator, wanted, rank(), world_size()), strict=True))
+
+    def _sample(self, generator: nn.Module, count: int, rank: int, world_size: int) -> Iterator[Tensor]:
+        batches = sample_images(
+            generator,
+            count,
+            latent_dim=self.latent_dim,
+            seed=self.seed,
+            batch_size=self.config.batch_size,
+            mode=self.config.generator_mode,
+            rank=rank,
+            world_size=world_size,
         )
+        for images in batches:
+            made, real = ("×".join(map(str, size)) for size in (images.shape[2:], self.real.size))
+            if made != real:
+                raise ValueError(f"generated images are {made}, the real ones {real}")
+            yield images
 
     @torch.no_grad()
-    def score(self, batches: Iterable[Tensor]) -> dict[str, float]:
-        """Scores of this rank's part of a stream of uint8 batches (n, C, H, W).
-
-        Every batch but the last of the whole stream has ``metrics.batch_size`` images.
-        """
+    def score(self, batches: Iterable[tuple[int, Tensor]]) -> dict[str, float]:
+        """Scores of a stream of (position in the whole stream, uint8 images (n, C, H, W)); this rank's part of it."""
+        panels = self._panels  # may first compute the reference, which is not the generator's time
         started = time.perf_counter()
-        for panel in self._panels:
+        for panel in panels:
             panel.reset()
-        for number, images in enumerate(batches):
-            start = (number * world_size() + rank()) * self.config.batch_size
-            for panel in self._panels:
+        for start, images in batches:
+            for panel in panels:
                 panel.update(images, start)
         results: dict[str, float] = {}
-        for panel in self._panels:
+        for panel in panels:
             results |= panel.compute()
         return {**results, "eval/seconds": time.perf_counter() - started}
+
+    def neighbours(self, generator: nn.Module, *, count: int = 8, k: int = 5) -> Tensor | None:
+        """A picture to spot memorising: each row a generated image and the ``k`` training images nearest to it.
+
+        Near in the features of the extractor, among all training images. For one rank to call.
+
+        Returns:
+            uint8 (H, W, 3); None unless ``metrics.scores`` names neighbours.
+        """
+        if "neighbours" not in self.scores:
+            return None
+        assert self.extractor is not None
+        everything = self._statistics(None, keep_features=True)
+        assert everything.features is not None
+        images = next(self._sample(generator, count, 0, 1))
+        rows = nearest(self.extractor(images)[0], everything.features.to(self.extractor.home), k=k)
+        real = torch.cat(list(self.real.batches(rows.flatten().cpu().numpy(), self.config.batch_size)))
+        table = torch.cat([images.cpu()[:, None], real.unflatten(0, tuple(rows.shape))], dim=1)
+        return grid(table.flatten(0, 1), columns=table.shape[1])
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -144,6 +181,8 @@ class Evaluator:
         }
         if self.extractor is not None:
             facts |= self.extractor.identity
+        if self.diversity is not None:
+            facts |= self.diversity.identity
         if self.mode_judge is not None:
             facts |= {"modes_images": config.modes_images, "modes_weights": self.mode_judge.fingerprint}
         return facts

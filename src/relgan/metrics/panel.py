@@ -15,7 +15,7 @@ from relgan.metrics.reference import ReferenceStatistics
 from relgan.metrics.scores import frechet_distance, kernel_distance, mode_kl, precision_recall
 from relgan.metrics.statistics import ClassMarginals, FeatureBank, FeatureMoments, ModeHistogram
 
-COMPARING = frozenset({"fid", "kid", "precision", "recall", "neighbours"})  # with real images
+COMPARING = frozenset({"fid", "kid", "precision", "recall"})  # with real images
 KEEPING = COMPARING - {"fid"}  # need every feature row, not only moments
 
 log = logging.getLogger("relgan")

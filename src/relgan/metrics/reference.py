@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 from torch import Tensor
 
 from relgan.data import PackedStore, cache_dir
@@ -33,15 +34,17 @@ class Images(Protocol):
 
     Attributes:
         fingerprint: changes with any pixel.
+        size: height and width, of the first where they differ.
         meta: facts about them for the protocol (name, split, preprocessing).
     """
 
     fingerprint: str
+    size: tuple[int, ...]
     meta: dict[str, Any]
 
     def __len__(self) -> int: ...
 
-    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[Tensor]:
+    def batches(self, indices: NDArray[np.int64], batch_size: int) -> Iterator[Tensor]:
         """uint8 (n, C, H, W), all of one size within a batch, in the order of ``indices``."""
 
 
@@ -51,12 +54,13 @@ class StoreImages:
     def __init__(self, store: PackedStore) -> None:
         self.store = store
         self.fingerprint = store.fingerprint
+        self.size = store.images.shape[1:3]
         self.meta = {key: store.meta.get(key) for key in ("name", "split", "preprocessing")}
 
     def __len__(self) -> int:
         return len(self.store)
 
-    def batches(self, indices: np.ndarray, batch_size: int) -> Iterator[Tensor]:
+    def batches(self, indices: NDArray[np.int64], batch_size: int) -> Iterator[Tensor]:
         for start in range(0, len(indices), batch_size):
             yield torch.from_numpy(self.store.images[indices[start : start + batch_size]]).permute(0, 3, 1, 2)
 
@@ -67,10 +71,9 @@ class ReferenceStatistics:
 
     gaussian: Reference
     features: Tensor | None
-    indices: np.ndarray
 
 
-def choose(images: Images, count: int | None) -> np.ndarray:
+def choose(images: Images, count: int | None) -> NDArray[np.int64]:
     """Sorted indices of all images, or of a fixed random ``count`` of them (archives are often sorted by class)."""
     if count is None or count >= len(images):
         return np.arange(len(images))
@@ -107,12 +110,11 @@ def reference_statistics(
     return ReferenceStatistics(
         Reference(gaussian.mean.to(extractor.home), gaussian.factor.to(extractor.home), gaussian.images),
         features,
-        indices,
     )
 
 
 def _compute(
-    images: Images, extractor: Extractor, indices: np.ndarray, keep_features: bool, batch_size: int
+    images: Images, extractor: Extractor, indices: NDArray[np.int64], keep_features: bool, batch_size: int
 ) -> tuple[Reference, Tensor | None]:
     log.info("computing %s statistics of %d real images (once, then cached)", extractor.name, len(indices))
     moments = FeatureMoments(extractor.num_features).to(extractor.home)

@@ -1,0 +1,87 @@
+"""Scores outside of training: of a checkpoint, or of any pictures. Composes objects, like :mod:`relgan.build`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from relgan.config import Config, ConfigError, DatasetConfig, RelganError
+from relgan.data import prepare
+from relgan.metrics.evaluator import Evaluator
+from relgan.metrics.pictures import Pictures
+from relgan.metrics.reference import Images, choose
+from relgan.networks import build_networks
+from relgan.rundir import RunDir
+from relgan.training import checkpoint
+from relgan.training.engine import choose_device
+
+log = logging.getLogger("relgan")
+
+
+class Result(NamedTuple):
+    """What ``out=FILE.json`` holds."""
+
+    scores: dict[str, float]
+    protocol: dict[str, Any]
+
+
+def load_checkpoint(run: str, which: str) -> dict[str, Any]:
+    """The best or last checkpoint of a run directory, or the checkpoint file ``run`` itself."""
+    if which not in ("best", "last"):
+        raise ConfigError("checkpoint", f"{which!r} is not one of best, last")
+    path = Path(run).expanduser()
+    if path.is_dir():
+        path = RunDir(path).best if which == "best" else RunDir(path).last
+    return checkpoint.load(path)
+
+
+def score_run(saved: dict[str, Any], config: Config) -> Result:
+    """Score a checkpoint's generator; with the run's own configuration the numbers are those of training.
+
+    Raises:
+        RelganError: the data or the weights cannot be had, or the generator cannot be scored.
+    """
+    device = choose_device(config.device)
+    store = prepare(config.dataset)
+    with torch.random.fork_rng(devices=[]):
+        generator, _ = build_networks(config.model, config.dataset.image_size, store.channels)
+    averaged = config.metrics.generator == "ema" and config.train.ema_decay > 0
+    generator.load_state_dict(saved["ema"]["module"] if averaged else saved["generator"])
+    # The memory format decides which convolution runs, and so the last bits of a score.
+    generator = generator.to(device).to(memory_format=torch.channels_last)
+    evaluator = Evaluator(
+        config.metrics, config.dataset, store, latent_dim=config.model.latent_dim, seed=config.seed, device=device
+    )
+    try:
+        return Result(evaluator.evaluate(generator), {**evaluator.protocol, "step": saved["step"]})
+    except ValueError as error:
+        raise RelganError(str(error)) from error
+
+
+def score_pictures(pictures: Pictures, real: Images, config: Config, kind: DatasetConfig, limit: int | None) -> Result:
+    """Score all pictures, or a fixed random ``limit`` of them, at their native size.
+
+    Args:
+        kind: the dataset that decides which networks and scores make sense.
+    """
+    if real.size != pictures.size:
+        sizes = ("×".join(map(str, size)) for size in (pictures.size, real.size))
+        log.warning("the pictures are %s, the reference %s: a score then also measures that difference", *sizes)
+    indices = choose(pictures, limit)
+    metrics = dataclasses.replace(
+        config.metrics,
+        scores=[score for score in config.metrics.scores if score != "neighbours"],
+        num_images=len(indices),
+        modes_images=len(indices),
+        lpips_pairs=min(config.metrics.lpips_pairs, len(indices) // 2),
+    )
+    device = choose_device(config.device)
+    evaluator = Evaluator(metrics, kind, real, latent_dim=0, seed=config.seed, device=device)
+    scores = evaluator.score(pictures.positioned(indices, metrics.batch_size))
+    made = {"images": {**pictures.meta, "fingerprint": pictures.fingerprint}}
+    unused = ("generator", "generator_mode", "seed")
+    return Result(scores, {**{key: v for key, v in evaluator.protocol.items() if key not in unused}, **made})
