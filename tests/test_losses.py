@@ -108,9 +108,7 @@ def slopes(formula: Formula, r: Vector, f: Vector) -> tuple[Vector, Vector]:
 
     def by(x: Vector, call: Callable[[Vector], Any]) -> Vector:
         step = 1e-6
-        return np.array(
-            [(call(x + step * unit) - call(x - step * unit)) / (2 * step) for unit in np.eye(len(x))]
-        )
+        return np.array([(call(x + step * unit) - call(x - step * unit)) / (2 * step) for unit in np.eye(len(x))])
 
     return by(r, lambda x: formula(x, f)), by(f, lambda x: formula(r, x))
 
@@ -204,10 +202,7 @@ MISTAKES: dict[str, tuple[str, str, Callable[[Tensor, Tensor], Tensor]]] = {
         "rasgan",
         "discriminator",
         lambda r, f: (
-            (
-                torch.nn.functional.softplus(-(r - f.mean())).mean()
-                + torch.nn.functional.softplus(f.mean() - r).mean()
-            )
+            (torch.nn.functional.softplus(-(r - f.mean())).mean() + torch.nn.functional.softplus(f.mean() - r).mean())
             / 2
         ),
     ),
@@ -219,9 +214,7 @@ MISTAKES: dict[str, tuple[str, str, Callable[[Tensor, Tensor], Tensor]]] = {
     "means detached": (
         "ralsgan",
         "generator",
-        lambda r, f: (
-            ((r - f.mean().detach() + 1).square().mean() + (f - r.mean().detach() - 1).square().mean()) / 2
-        ),
+        lambda r, f: ((r - f.mean().detach() + 1).square().mean() + (f - r.mean().detach() - 1).square().mean()) / 2,
     ),
     "½ missing": (
         "ralsgan",

@@ -86,9 +86,7 @@ def _hinge_fake(a: Tensor) -> Tensor:
 
 
 LOG = _non_saturating(_log_real, softplus)
-LOG_SATURATING = Cost(
-    _log_real, softplus, g1=_negative(_log_real), g2=_negative(softplus), alone=_negative(softplus)
-)
+LOG_SATURATING = Cost(_log_real, softplus, g1=_negative(_log_real), g2=_negative(softplus), alone=_negative(softplus))
 # Least squares aims at 1 and 0 in the standard form, at +1 and −1 in the relativistic ones.
 SQUARE_STANDARD = _non_saturating(_target_plus, torch.square)
 SQUARE = _non_saturating(_target_plus, _target_minus)

@@ -75,12 +75,8 @@ class Layers:
     def conv(self, channels_in: int, channels_out: int, kernel: int, stride: int, padding: int) -> nn.Module:
         return self._finish(nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=self.bias))
 
-    def conv_transposed(
-        self, channels_in: int, channels_out: int, kernel: int, stride: int, padding: int
-    ) -> nn.Module:
-        return self._finish(
-            nn.ConvTranspose2d(channels_in, channels_out, kernel, stride, padding, bias=self.bias)
-        )
+    def conv_transposed(self, channels_in: int, channels_out: int, kernel: int, stride: int, padding: int) -> nn.Module:
+        return self._finish(nn.ConvTranspose2d(channels_in, channels_out, kernel, stride, padding, bias=self.bias))
 
     def up(self, channels_in: int, channels_out: int) -> nn.Module:
         """Double the height and width."""

@@ -1,0 +1,82 @@
+"""Comparing speeds fairly on a machine whose speed drifts."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+
+from rich.console import Console
+from rich.table import Table
+
+Prepare = Callable[[], Callable[[], object]]
+"""Builds a contestant; what it returns is timed and must not return before its work is done."""
+
+
+def interleave(contestants: Mapping[str, Prepare], *, rounds: int = 15, warmup: int = 3) -> dict[str, list[float]]:
+    """Seconds of one call of each contestant in each round.
+
+    Each contestant lives in a process of its own, so that none inherits another's allocator, threads or
+    settings, and in every round they take turns, so that a drift of the machine meets them all.
+
+    Args:
+        contestants: picklable functions by name.
+        rounds: calls of each that count.
+        warmup: calls of each before them.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers = {}
+    try:
+        for name, prepare in contestants.items():
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(prepare, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            workers[name] = (process, ours)
+        seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        for turn in range(warmup + rounds):
+            for name, (_, connection) in workers.items():
+                connection.send(True)
+                elapsed = connection.recv()
+                if turn >= warmup:
+                    seconds[name].append(elapsed)
+        return seconds
+    finally:
+        for process, connection in workers.values():
+            connection.close()
+            process.join()
+
+
+def _serve(prepare: Prepare, connection: Connection) -> None:
+    call = prepare()
+    while True:
+        try:
+            connection.recv()
+        except EOFError:
+            return
+        started = time.perf_counter()
+        call()
+        connection.send(time.perf_counter() - started)
+
+
+def speedup(reference: list[float], contestant: list[float]) -> float:
+    """Median over the rounds of how many times faster the contestant was in that round."""
+    return statistics.median(a / b for a, b in zip(reference, contestant, strict=True))
+
+
+def show(title: str, seconds: Mapping[str, list[float]], reference: str) -> None:
+    """Print medians, quartiles and each contestant's speed relative to ``reference``."""
+    table = Table(title=title)
+    for column in ("", "median", "quartiles", f"times faster than {reference}"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, values in seconds.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        table.add_row(
+            name,
+            f"{1000 * middle:.1f} ms",
+            f"{1000 * low:.1f} … {1000 * high:.1f} ms",
+            f"{speedup(seconds[reference], values):.2f}×",
+        )
+    Console().print(table)

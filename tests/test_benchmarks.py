@@ -1,0 +1,60 @@
+"""The benchmarks compare like with like, and their timing is fair."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    with torch.no_grad():
+        for ours, theirs in zip(target.parameters(), source.parameters(), strict=True):
+            ours.copy_(theirs)
+        for ours, theirs in zip(target.buffers(), source.buffers(), strict=True):
+            ours.copy_(theirs)
+
+
+def test_relgans_step_is_the_textbook_step() -> None:
+    """From the same weights, images and latents to the same weights."""
+    from benchmarks.step import Textbook, build_step
+
+    torch.manual_seed(0)
+    textbook, step = Textbook([]), build_step("fp32")
+    copy_weights(textbook.generator, step.generator)
+    copy_weights(textbook.critic, step.critic)
+    # Adam's first steps have the size of lr however small the gradient: plain descent compares better.
+    for contestant in (textbook, step):
+        contestant.optimizer_g = torch.optim.SGD(contestant.generator.parameters(), lr=0.1)
+        contestant.optimizer_d = torch.optim.SGD(contestant.critic.parameters(), lr=0.1)
+    networks = [(step.generator, textbook.generator), (step.critic, textbook.critic)]
+    started = [[p.detach().clone() for p in theirs.parameters()] for _, theirs in networks]
+    for update in ("update_critic", "update_generator"):
+        real, z = 2 * torch.rand(2, 3, 32, 32) - 1, torch.randn(2, 128)
+        getattr(textbook, update)(real, z)
+        getattr(step, update)(real.to(memory_format=torch.channels_last), z)
+    for (ours, theirs), before in zip(networks, started, strict=True):
+        for p, q, start in zip(ours.parameters(), theirs.parameters(), before, strict=True):
+            assert (p - q).norm() <= 1e-3 * (q - start).norm() + 1e-6
+        moved = [(q.detach() - start).norm().item() for q, start in zip(theirs.parameters(), before, strict=True)]
+        assert max(moved) > 1e-3
+
+
+def test_contestants_take_turns_and_are_compared_round_by_round() -> None:
+    from benchmarks.timing import interleave, speedup
+
+    contestants = {"slow": partial(partial, time.sleep, 0.03), "fast": partial(partial, time.sleep, 0.01)}
+    seconds = interleave(contestants, rounds=5, warmup=1)
+    assert {name: len(values) for name, values in seconds.items()} == {"slow": 5, "fast": 5}
+    assert speedup(seconds["slow"], seconds["fast"]) == pytest.approx(3, rel=0.4)
+    # A machine that slows down by 10 in the last rounds changes no ratio.
+    assert speedup([4.0, 4.0, 40.0, 40.0], [1.0, 2.0, 20.0, 10.0]) == 3
