@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -399,3 +401,20 @@ def test_logits_of_a_wrong_shape_are_refused(name: str) -> None:
     if loss.form == "paired":
         with pytest.raises(ValueError, match=f"{name} pairs real with fake, but got 4 and 1"):
             loss.discriminator(torch.zeros(4), torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "penalty"),
+    [
+        (["loss=wgan_gp"], "gp"),
+        (["loss=wgan"], "clip"),
+        (["loss=rpgan_r1r2"], "r1r2"),
+        (["loss=wgan_gp", "penalty=none"], "none"),
+        (["penalty=r1", "loss=rasgan_gp"], "r1"),
+        (["loss=ragan"], "none"),
+    ],
+)
+def test_a_loss_brings_its_penalty_and_the_command_line_has_the_last_word(overrides: list[str], penalty: str) -> None:
+    command = [sys.executable, "-c", "from relgan.cli.train import main; main()", *overrides, "--cfg", "job"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert yaml.safe_load(printed)["penalty"]["name"] == penalty
