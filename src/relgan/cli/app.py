@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -10,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,7 +38,8 @@ def conf_dir() -> Path:
 
 def to_config(node: DictConfig) -> Config:
     """Check a composed (or stored) configuration against the schema; plain dataclass objects come back."""
-    merged = OmegaConf.merge(OmegaConf.structured(Config), node)
+    # As plain values, because an option added with + would keep its own place beside the schema.
+    merged = OmegaConf.merge(OmegaConf.structured(Config), _plain(node))
     config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
     validate(config)
@@ -48,15 +52,15 @@ def _run_dir(time: str, root: DictConfig) -> str:
     if root.resume == "auto":
         from relgan.rundir import newest_unfinished
 
-        options: dict[str, Any] = {str(key): value for key, value in _plain(root).items() if key != "hydra"}
-        found = newest_unfinished(base, options)
+        options: list[Any] = [key for key in root if key != "hydra"]
+        found = newest_unfinished(base, _plain(OmegaConf.masked_copy(root, options)))
         if found is not None:
             return str(found)
     return str(base / time)
 
 
 def _plain(node: DictConfig) -> dict[Any, Any]:
-    container = OmegaConf.to_container(node)
+    container = OmegaConf.to_container(node, resolve=True)
     assert isinstance(container, dict)
     return container
 
@@ -81,7 +85,7 @@ def _suggest(option: str) -> str:
 
 
 def _choices(text: str) -> str:
-    listed = text.partition("Available options in")[2].splitlines()[1:]
+    listed = text.partition("Available options in")[2].partition("Config search path")[0].splitlines()[1:]
     return ", ".join(line.strip() for line in listed if line.strip())
 
 
@@ -91,7 +95,7 @@ def one_line(error: BaseException) -> str:
     text = "\n".join(texts)
     if found := re.search(r"Could not find '([^']+)'", text):
         group, _, value = found[1].rpartition("/")
-        return f"{group or 'config'}={value}: not one of {_choices(text)}"
+        return f"{group or 'config'}={value}: not one of {_choices(text) or 'the known names'}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: no such option{_suggest(found[1])}"
     if found := re.search(r"full_key: (\S+)", text):
@@ -107,33 +111,40 @@ def fail(message: str, status: int = EXIT_BAD_INPUT) -> NoReturn:
     raise SystemExit(status)
 
 
-def run(task: Task, config_name: str = "config") -> None:
-    """Compose the configuration from the command line and call ``task(config, run_dir)``.
-
-    Exit statuses: 0 finished, 2 bad input, 130/143 interrupted, 1 anything else (with a stack trace).
-    """
-    import hydra
-    from hydra.errors import HydraException
-
-    # Hydra would print its own several lines and exit with 1.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    register()
-
-    def compose_and_call(node: DictConfig) -> Any:
-        hydra_config = HydraConfig.get()
-        try:
-            return task(to_config(node), Path(hydra_config.runtime.output_dir))
-        except RelganError as error:
-            if hydra_config.mode == RunMode.MULTIRUN:
-                raise
-            # Leaving here keeps Hydra from printing its own report first.
-            fail(str(error))
-
+@contextlib.contextmanager
+def guard() -> Iterator[None]:
+    """Turn what the user can mend into one line and exit status 2; a stack trace is left for bugs."""
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(compose_and_call)()
+        yield
     except RelganError as error:
         fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         fail(one_line(error))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def compose(overrides: list[str]) -> Config:
+    """The configuration that relgan-train would use with these arguments, for commands that do not train."""
+    register()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return to_config(hydra.compose("config", overrides))
+
+
+def run(task: Task) -> None:
+    """Compose the configuration from the command line and call ``task(config, run_dir)``.
+
+    Exit statuses: 0 finished, 2 bad input, 130/143 interrupted, 1 anything else (with a stack trace).
+    """
+    # Hydra would print its own several lines and exit with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register()
+
+    def compose_and_call(node: DictConfig) -> Any:
+        hydra_config = HydraConfig.get()
+        # In a single run, leaving here keeps Hydra from printing its own report first; a sweep goes on.
+        with guard() if hydra_config.mode == RunMode.RUN else contextlib.nullcontext():
+            return task(to_config(node), Path(hydra_config.runtime.output_dir))
+
+    with guard():
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(compose_and_call)()
