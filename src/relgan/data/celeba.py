@@ -17,15 +17,16 @@ _SPLITS = {"train": "0", "valid": "1", "test": "2"}
 
 def celeba(config: DatasetConfig) -> FolderSource:
     """Faces named NNNNNN.jpg in a zip archive or below a directory, which may hold the archive instead."""
-    files = Files(roots(config.path, r"(img_align_)?celeb") if config.path else [_downloaded()])
+    path = config.path or str(_downloaded())
+    files = Files(roots(path, r"(img_align_)?celeb"))
     entries = files.matching(_IMAGES)
     if not entries:
-        raise ConfigError("dataset.path", f"no CelebA images (000001.jpg …) in {config.path}")
+        raise ConfigError("dataset.path", f"no CelebA images (000001.jpg …) in {path}")
     if config.split != "all":
         split = _partition(files)
         entries = [e for e in entries if split.get(e[1].rsplit("/", 1)[-1][:6]) == _SPLITS[config.split]]
         if not entries:
-            raise ConfigError("dataset.split", f"{config.path} has no images of the {config.split} split")
+            raise ConfigError("dataset.split", f"{path} has no images of the {config.split} split")
     return FolderSource(files, entries, config.image_size, config.crop)
 
 

@@ -106,12 +106,12 @@ def locate(path: str) -> Path:
 
 def open_zip(path: Path) -> zipfile.ZipFile:
     """Open an archive; ConfigError telling what the file is instead."""
-    if looks_like_html(path):
-        raise ConfigError(
-            "dataset.path",
-            f"{path} is a web page (often about a quota), not an archive; download it again in a browser",
-        )
     try:
+        if looks_like_html(path):
+            raise ConfigError(
+                "dataset.path",
+                f"{path} is a web page (often about a quota), not an archive; download it again in a browser",
+            )
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
         raise ConfigError("dataset.path", f"{path} is not a complete zip archive ({error})") from error

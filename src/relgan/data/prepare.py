@@ -58,6 +58,8 @@ def prepare(config: DatasetConfig, *, progress: bool = True) -> PackedStore:
         ConfigError: an option names nothing usable.
         RelganError: nothing could be prepared; or the cache cannot be written.
     """
+    if config.split in ("valid", "test") and not CATALOGUE[config.name].splits:
+        raise ConfigError("dataset.split", f"{config.name} has no {config.split} split; use all")
     path = store_path(config)
     store = _cached(path)
     if store is None:
@@ -78,17 +80,15 @@ def _cached(path: Path) -> PackedStore | None:
         return None
     try:
         return PackedStore.open(path)
-    except RelganError as error:
-        log.warning("%s: preparing it again", error)
-        shutil.rmtree(path)
+    except RelganError:
         return None
 
 
 def _build(config: DatasetConfig, path: Path, progress: bool) -> PackedStore:
-    dataset = CATALOGUE[config.name]
-    if config.split in ("valid", "test") and not dataset.splits:
-        raise ConfigError("dataset.split", f"{config.name} has no {config.split} split; use all")
-    source = dataset.open(config)
+    if path.exists():
+        log.warning("the prepared data in %s is damaged: preparing it again", path)
+        shutil.rmtree(path)
+    source = CATALOGUE[config.name].open(config)
     indices = np.arange(len(source))
     if config.num_images is not None and config.num_images < len(source):
         # A fixed random part, because archives are often sorted by class.

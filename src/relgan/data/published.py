@@ -91,10 +91,10 @@ def _in_folder(folder: Path, wanted: set[str]) -> dict[str, bytes]:
 
 def _in_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
     """The wanted regular files of a tar archive, read as a stream; their place in it does not matter."""
-    if looks_like_html(path):
-        raise ConfigError("dataset.path", f"{path} is a web page, not an archive; download it again")
     found = {}
     try:
+        if looks_like_html(path):
+            raise ConfigError("dataset.path", f"{path} is a web page, not an archive; download it again")
         with tarfile.open(path) as archive:
             for member in archive:
                 name = Path(member.name).name
@@ -102,7 +102,8 @@ def _in_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
                     file = archive.extractfile(member)
                     found[name] = file.read() if file else b""
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise ConfigError("dataset.path", f"{path} is not a complete tar archive ({error})") from error
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise ConfigError("dataset.path", f"{path} is not a complete tar archive ({reason})") from error
     return found
 
 

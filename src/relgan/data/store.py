@@ -49,7 +49,7 @@ class PackedStore:
             shape = (meta["num_images"], meta["height"], meta["width"], meta["channels"])
             if images.dtype != np.uint8 or images.shape != shape:
                 raise ValueError("it contradicts its meta.json")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise RelganError(f"the prepared data in {path} is damaged ({error}); delete it") from error
         return cls(path, images, labels, meta)
 
