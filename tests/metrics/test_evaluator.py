@@ -6,7 +6,6 @@ import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +273,7 @@ def test_lpips_weights_are_missed_before_training(
 
 
 @pytest.fixture
-def judged_pictures(sample_data: Path) -> Iterator[dict[str, float]]:
+def judged_pictures(sample_data: Path) -> dict[str, float]:
     pytest.importorskip("efficientnet_lite_pytorch")
     from relgan.metrics.pictures import Pictures
 
@@ -295,7 +294,7 @@ def judged_pictures(sample_data: Path) -> Iterator[dict[str, float]]:
     )
     judge = Evaluator(config, DatasetConfig(name="folder"), train, latent_dim=0, seed=0, device=CPU)
     kinds = {"clean": clean, "noisy": noisy, "blurred": blurred, "faces": shown}
-    yield {
+    return {
         kind: judge.score((s, images[s : s + 50]) for s in range(0, n, 50))["eval/fd_efficientnet_lite0"]
         for kind, images in kinds.items()
     }

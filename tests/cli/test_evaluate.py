@@ -1,0 +1,168 @@
+"""relgan-eval: a run scored again, pictures against pictures, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from relgan.cli import app, evaluate
+from relgan.config import Config
+
+TINY = [
+    "dataset.num_images=200",
+    "dataset.image_size=32",
+    "model.width=4",
+    "model.latent_dim=8",
+    "train.iterations=3",
+    "train.batch_size=8",
+    "tracker=none",
+    "metrics.num_images=40",
+    "metrics.modes_images=60",
+    "metrics.reference_images=100",
+    "metrics.batch_size=20",
+]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["relgan-eval", *arguments])
+    evaluate.main()
+
+
+@pytest.fixture(scope="module")
+def run_dir(shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three updates."""
+    from relgan.build import build_run
+    from relgan.training.loop import train
+
+    path = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RELGAN_CACHE", str(shared_cache))
+        config: Config = app.compose(TINY)
+        train(build_run(config, path))
+    return path
+
+
+def evaluations(run_dir: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == "eval"]
+
+
+def test_a_run_scored_again_gives_the_same_numbers(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.json"
+    call(monkeypatch, f"run={run_dir}", "checkpoint=last", f"out={out}")
+    saved = json.loads(out.read_text())
+    during = evaluations(run_dir)[-1]
+    assert during["step"] == saved["protocol"]["step"] == 3
+    for key, value in saved["scores"].items():
+        if key != "eval/seconds":
+            assert value == during[key], key
+    shown = capsys.readouterr().out
+    assert "eval/fd_digits" in shown
+    assert "digits, 40 images against 100 of stacked_digits" in shown
+
+
+def test_metrics_can_be_changed_one_by_one_or_all_together(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "scores.json"
+    call(monkeypatch, f"run={run_dir}", "checkpoint=last", f"out={out}", "metrics.num_images=30")
+    protocol = json.loads(out.read_text())["protocol"]
+    assert (protocol["num_images"], protocol["reference_images"]) == (30, 100)
+    call(
+        monkeypatch, f"run={run_dir}", "checkpoint=last", f"out={out}", "metrics=quick", "metrics.scores=[is]", "seed=9"
+    )
+    saved = json.loads(out.read_text())
+    assert saved["protocol"]["metrics"] == "quick"
+    assert saved["protocol"]["num_images"] == 500
+    assert saved["protocol"]["seed"] == 9
+    assert list(saved["scores"]) == ["eval/score_digits", "eval/score_digits_std", "eval/seconds"]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two folders of twelve small colour pictures."""
+    rng = np.random.default_rng(0)
+    paths = tmp_path / "made", tmp_path / "real"
+    for path in paths:
+        path.mkdir()
+        for i in range(12):
+            pixels = np.kron(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+            Image.fromarray(pixels).save(path / f"{i}.png")
+    return paths
+
+
+def test_pictures_against_pictures(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    made, real = folders
+    out = tmp_path / "scores.json"
+    options = ["metrics.extractor=efficientnet_lite0", "metrics.scores=[fid,kid,precision,recall]", f"out={out}"]
+    call(monkeypatch, f"images={made}", f"reference={real}", *options)
+    saved = json.loads(out.read_text())
+    assert saved["scores"]["eval/fd_efficientnet_lite0"] > 1
+    assert saved["protocol"]["num_images"] == saved["protocol"]["reference_images"] == 12
+    assert saved["protocol"]["images"]["name"] == "made"
+    assert "seed" not in saved["protocol"]
+    call(monkeypatch, f"images={real}", f"reference={real}", *options)
+    same = json.loads(out.read_text())["scores"]
+    assert same["eval/fd_efficientnet_lite0"] == pytest.approx(0, abs=1e-3)
+    assert same["eval/precision_efficientnet_lite0"] == 1
+
+
+def test_pictures_against_a_dataset(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(
+        monkeypatch,
+        f"images={folders[0]}",
+        "reference=stacked_digits",
+        "dataset.num_images=200",
+        "metrics.scores=[fid]",
+    )
+    assert "eval/fd_digits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["images=x", "run=y"], "give either run="),
+        (["metrics=quick"], "give either run="),
+        (["run=/nowhere"], "no such checkpoint"),
+        (["run=/nowhere", "checkpoint=newest"], "checkpoint: 'newest' is not one of best, last"),
+        (["images=/nowhere", "reference=/nowhere"], "images: /nowhere does not exist"),
+        (["images=/nowhere"], "reference: give a folder"),
+        (["run=RUN", "metrics.splits=0"], "metrics.splits: must be ≥ 1"),
+        (["run=RUN", "metrics.scores=[fad]"], "metrics.scores: 'fad' is not one of"),
+        (["run=RUN", "checkpoint=last", "loss=sgan"], "loss: with run=, only metrics"),
+        (["run=RUN", "out=/nowhere/x.json"], "out: /nowhere is not a directory"),
+        (["run=RUN", "metrics.scors=[fid]"], "metrics.scors"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_2(
+    run_dir: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, *(argument.replace("RUN", str(run_dir)) for argument in arguments))
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err.strip().splitlines()
+    assert len(shown) == 1
+    assert message in shown[0]
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; sys.argv = ['relgan-eval', '--help']; from relgan.cli import evaluate; evaluate.main()"
+    shown = subprocess.run(
+        [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.startswith("relgan-eval run=")
