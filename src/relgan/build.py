@@ -7,7 +7,7 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +16,6 @@ from relgan.data import prepare
 from relgan.data.sampler import Batches, Sampler
 from relgan.data.store import PackedStore
 from relgan.losses import get_loss
-from relgan.metrics.evaluator import Evaluator
 from relgan.networks import build_networks
 from relgan.penalties import build_penalty
 from relgan.rundir import RunDir, differences, find_checkpoint
@@ -28,6 +27,9 @@ from relgan.training.run import Run
 from relgan.training.schedule import build_optimizers, build_schedule, total_iterations
 from relgan.training.state import TrainState
 from relgan.training.step import Step
+
+if TYPE_CHECKING:
+    from relgan.metrics.evaluator import Evaluator
 
 log = logging.getLogger("relgan")
 
@@ -114,6 +116,9 @@ def _build_training(config: Config, store: PackedStore, device: torch.device) ->
 def _build_evaluator(config: Config, store: PackedStore, device: torch.device) -> Evaluator | None:
     if not config.metrics.scores:
         return None
+    # Here, because torchmetrics takes seconds to import, which a run without scores should not pay.
+    from relgan.metrics.evaluator import Evaluator
+
     return Evaluator(
         config.metrics,
         config.dataset,

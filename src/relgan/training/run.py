@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from relgan.config import Config
 from relgan.data.store import PackedStore
 from relgan.images import grid, save_png, to_uint8
-from relgan.metrics.evaluator import Evaluator
 from relgan.metrics.scores import direction
 from relgan.networks.sampling import sample_images
 from relgan.rundir import RunDir
@@ -21,6 +20,9 @@ from relgan.tracking.base import Tracker
 from relgan.training.state import TrainState
 from relgan.training.step import Step
 from relgan.training.summary import Status, hardware, peak_memory_bytes, update_best, versions
+
+if TYPE_CHECKING:
+    from relgan.metrics.evaluator import Evaluator
 
 
 @dataclass
