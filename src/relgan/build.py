@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("relgan")
 
 
-def build_run(config: Config, run_dir: Path) -> Run:
+def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> Run:
     """Prepare the data, build everything and, when asked, continue from a checkpoint.
+
+    Args:
+        config: checked by ``relgan.config.validate``.
+        run_dir: created if needed.
+        overrides: the command line that led to ``config``, kept in the summary.
 
     Raises:
         RelganError: the data, the device, the weights of a score or the checkpoint cannot be used; nothing was
@@ -57,8 +62,8 @@ def build_run(config: Config, run_dir: Path) -> Run:
     in_place = source is not None and source.parent == directory.checkpoints
     directory.path.mkdir(parents=True, exist_ok=True)
     directory.config.write_text(_yaml(config), encoding="utf-8")
-    if in_place:
-        directory.truncate_metrics(state.step)
+    # Lines after the checkpoint, or of a start that never reached one, are about to be written again.
+    directory.truncate_metrics(state.step if in_place else -1)
     run = Run(
         config=config,
         dir=directory,
@@ -69,7 +74,7 @@ def build_run(config: Config, run_dir: Path) -> Run:
         evaluator=evaluator,
         trackers=_build_trackers(config, directory, saved["tracker_run_id"] if saved and in_place else None),
         total=total,
-        command=sys.argv[1:],
+        command=list(overrides),
         resumed_from=None if source is None else str(source),
         final={} if saved is None else saved["final"],
         best={} if saved is None else saved["best"],

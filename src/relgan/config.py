@@ -195,6 +195,9 @@ class MetricsConfig:
     kid_subset_size: int = _opt(1000, "images in each KID subset", ge=2)
     neighbourhood: int = _opt(3, "k of precision and recall", ge=1)
     lpips_pairs: int = _opt(1000, "pairs of generated images for lpips_diversity", ge=2)
+    objective: str | None = _opt(
+        None, "score that a hyper-parameter search sees, such as eval/fid; null: the first one"
+    )
 
 
 @dataclass
@@ -220,6 +223,7 @@ class Config:
     precision: str = _opt("auto", "arithmetic of the networks", choices=("auto", "fp32", "bf16"))
     engine: str = _opt("auto", "how the step runs", choices=("auto", "eager"))
     resume: str | None = _opt(None, "null, auto, or the path of a run directory or checkpoint")
+    fail_fast: bool = _opt(False, "stop a sweep at the first job that fails")
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)

@@ -16,6 +16,7 @@ MAY_DIFFER = (
     "name",
     "device",
     "resume",
+    "fail_fast",
     "train.iterations",
     "train.epochs",
     "train.log_every",

@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from relgan.cli.sweep import job_name
 from relgan.config import Config, RelganError, run_name, validate, walk
 
 Task = Callable[[Config, Path], Any]
@@ -68,7 +69,8 @@ def _plain(node: DictConfig) -> dict[Any, Any]:
 def register() -> None:
     """Make the schema and the resolvers of conf/ known to Hydra; safe to call twice."""
     ConfigStore.instance().store(name="relgan_schema", node=Config)
-    OmegaConf.register_new_resolver("relgan_name", lambda *, _root_: run_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("relgan_sweep", lambda time, *, _root_: _root_.name or time, replace=True)
+    OmegaConf.register_new_resolver("relgan_job", lambda overrides: job_name(overrides), replace=True)
     OmegaConf.register_new_resolver("relgan_run_dir", lambda time, *, _root_: _run_dir(time, _root_), replace=True)
 
 

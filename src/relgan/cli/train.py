@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from relgan.cli import app
-from relgan.config import Config
+from relgan.config import Config, RelganError
+from relgan.rundir import RunDir
+
+log = logging.getLogger("relgan")
 
 
-def train(config: Config, run_dir: Path) -> None:
+def train(config: Config, run_dir: Path) -> float | None:
+    """Train; returns the objective of a hyper-parameter search, the final value of the first score."""
+    hydra_config = HydraConfig.get()
+    sweeping = hydra_config.mode == RunMode.MULTIRUN
+    summary = RunDir(run_dir).read_summary()
+    if sweeping and summary.get("status") in ("finished", "diverged"):
+        log.info("already %s: %s", summary["status"], run_dir)
+        return objective(config, summary)
+    if sweeping and config.resume is None:
+        config = dataclasses.replace(config, resume="auto")
+
     from relgan.build import build_run
     from relgan.training.loop import train as train_run
 
-    status = train_run(build_run(config, run_dir))
-    if status.exit_code:
-        raise SystemExit(status.exit_code)
+    outcome = train_run(build_run(config, run_dir, hydra_config.overrides.task))
+    if outcome.status == "failed" and sweeping:
+        raise RelganError(f"{run_dir}: {RunDir(run_dir).read_summary()['error']}")
+    if outcome.exit_code:
+        raise SystemExit(outcome.exit_code)
+    return objective(config, RunDir(run_dir).read_summary())
+
+
+def objective(config: Config, summary: dict[str, Any]) -> float | None:
+    """``metrics.objective`` of a finished run, else its first score; None without scores.
+
+    Raises:
+        RelganError: the named score was not computed.
+    """
+    final: dict[str, float] = summary["final"]
+    if summary["status"] == "diverged" or not final:
+        return None
+    key = config.metrics.objective or next(iter(final))
+    if key not in final:
+        raise RelganError(f"metrics.objective: {key} was not computed; there are {', '.join(final)}")
+    return final[key]
 
 
 def main() -> None:

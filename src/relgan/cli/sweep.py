@@ -1,0 +1,110 @@
+"""What -m adds to relgan-train: stable job directories, failures that stop nothing else, a table at the end."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import math
+import re
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from relgan.config import RelganError
+from relgan.rundir import RunDir
+
+log = logging.getLogger("relgan")
+
+SLUG_LENGTH = 80
+# They say where and how a sweep runs, not what its jobs are.
+NOT_OF_THE_JOB = ("name", "fail_fast", "device", "tracker", "hydra")
+
+FIRST_IN_SLUG = ("dataset=", "loss=", "seed=", "model=", "penalty=", "optimizer=")
+
+
+def job_name(overrides: Iterable[str]) -> str:
+    """Directory of a sweep's job: its own overrides, readable, and a hash of them.
+
+    Independent of the job's number and of the order of the options, so that adding values to a sweep moves
+    no job. Safe as a file name whatever the values are.
+    """
+    own = sorted(o for o in overrides if re.split(r"[.=/]", o.lstrip("+~"), maxsplit=1)[0] not in NOT_OF_THE_JOB)
+    telling = sorted(own, key=lambda override: not override.startswith(FIRST_IN_SLUG))
+    slug = re.sub(r"[^A-Za-z0-9=.+-]+", "_", ",".join(telling))[:SLUG_LENGTH].strip("_.")
+    digest = hashlib.sha256("\n".join(own).encode()).hexdigest()[:8]
+    return f"{slug}-{digest}" if slug else digest
+
+
+class SweepCallback(Callback):
+    """Keeps a sweep going after a failed job, and reports on all of them at its end.
+
+    Works with the basic, joblib and submitit launchers: a job's result travels in its run directory, not in
+    this object, which each process has its own copy of.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Record a failure where the job's own files are and let the others run."""
+        gc.collect()
+        if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
+            return
+        error = job_return._return_value
+        line = str(error) if isinstance(error, RelganError) else f"{type(error).__name__}: {error}"
+        trace = "".join(traceback.format_exception(error))
+        log.error("failed: %s", line if isinstance(error, RelganError) else trace)
+        run = RunDir(Path(config.hydra.runtime.output_dir))
+        run.write_summary(
+            {"step": 0, "final": {}, "best": {}, **run.read_summary(), "status": "failed", "error": trace}
+        )
+        if config.fail_fast:
+            raise SystemExit(1)
+        # Hydra would raise the first failure after the last job and show none of the others.
+        job_return.status = JobStatus.COMPLETED
+        job_return.return_value = math.inf
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Show how every job ended, write the comparison page, and exit with 1 if any failed."""
+        sweep_dir = Path(config.hydra.sweep.dir)
+        runs = [RunDir(path.parent) for path in sorted(sweep_dir.glob("*/summary.json"))]
+        _print_table(runs)
+        _write_report(sweep_dir)
+        if any(run.read_summary().get("status") == "failed" for run in runs):
+            raise SystemExit(1)
+
+
+def _print_table(runs: list[RunDir]) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table(Column("job", overflow="fold"), "status", "updates", "score", "seconds", box=None)
+    for run in runs:
+        summary = run.read_summary()
+        table.add_row(
+            run.path.name,
+            str(summary.get("status", "unknown")),
+            str(summary.get("step", "")),
+            _first_score(summary),
+            f"{summary.get('seconds', 0):.0f}",
+        )
+    Console().print(table)
+
+
+def _first_score(summary: dict[str, Any]) -> str:
+    """The final value of the first score the job was told to compute."""
+    scores = summary.get("final") or {}
+    return next((f"{key.removeprefix('eval/')} {value:.4g}" for key, value in scores.items()), "")
+
+
+def _write_report(sweep_dir: Path) -> None:
+    from relgan.report import write_report
+
+    try:
+        log.info("comparison page: %s", write_report([sweep_dir], sweep_dir))
+    except (OSError, RelganError) as error:
+        log.warning("no comparison page: %s", error)
