@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from relgan.config import ConfigError, DatasetConfig, MetricsConfig
 from relgan.data import PackedStore, prepare
 from relgan.metrics import reference
+from relgan.metrics.direction import direction
 from relgan.metrics.evaluator import Evaluator
 from relgan.metrics.reference import StoreImages
-from relgan.metrics.scores import direction
 
 CPU = torch.device("cpu")
 DIGITS = DatasetConfig(name="digits", num_images=200)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -152,17 +151,3 @@ def nearest(queries: Tensor, reference: Tensor, *, k: int, chunk: int = 5000) ->
     """Indices (Q, k) of the k reference rows nearest to each query row, nearest first."""
     distances = torch.cat([torch.cdist(queries, part) for part in reference.split(chunk)], dim=1)
     return distances.topk(min(k, len(reference)), dim=1, largest=False).indices
-
-
-_SMALLER = re.compile(r"fid|kid|mode_kl|(fd|kd)_\w+")
-_LARGER = re.compile(r"is|modes|mode_confidence|lpips_diversity|score_\w+|(precision|recall)(_\w+)?")
-
-
-def direction(key: str) -> Literal["min", "max"] | None:
-    """Whether a smaller or a larger value of ``key`` ("eval/fid", …) is better; None for what is not ranked."""
-    name = key.removeprefix("eval/")
-    if name.endswith(("_std", "_se")):
-        return None
-    if _SMALLER.fullmatch(name):
-        return "min"
-    return "max" if _LARGER.fullmatch(name) else None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from relgan.config import Config
 from relgan.data.store import PackedStore
 from relgan.images import grid, save_png, to_uint8
-from relgan.metrics.scores import direction
+from relgan.metrics.direction import direction
 from relgan.networks.sampling import sample_images
 from relgan.rundir import RunDir
 from relgan.tracking.base import Tracker
