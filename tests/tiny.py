@@ -1,0 +1,83 @@
+"""The smallest run that is a real one, in this process and without Hydra; and its readers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from relgan.build import build_run
+from relgan.config import Config, validate
+from relgan.training.loop import Outcome, train
+
+SIZE = (
+    "dataset.num_images=64",
+    "model.width=2",
+    "model.latent_dim=4",
+    "train.batch_size=4",
+    "train.sample_count=4",
+    "train.iterations=4",
+    "precision=fp32",
+    "device=cpu",
+)
+OPTIONS = ("dataset.name=digits", "tracker.name=none", "metrics.scores=[]", *SIZE)
+ARGUMENTS = ("dataset=digits", "tracker=none", "metrics=none", *SIZE)
+
+
+def config(*overrides: str) -> Config:
+    """The tiny configuration with dotted ``overrides`` (loss.name=wgan, not loss=wgan), checked."""
+    torch.set_num_threads(1)
+    node = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([*OPTIONS, *overrides]))
+    made = OmegaConf.to_object(node)
+    assert isinstance(made, Config)
+    validate(made)
+    return made
+
+
+def run(directory: Path, *overrides: str) -> Outcome:
+    """Train the tiny configuration in ``directory``."""
+    return train(build_run(config(*overrides), directory))
+
+
+def records(directory: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl."""
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def last(directory: Path, name: str = "last") -> dict[str, Any]:
+    """A checkpoint as it was written, without relgan's own reader."""
+    content: dict[str, Any] = torch.load(directory / "checkpoints" / f"{name}.pt", weights_only=True)
+    return content
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, tensor or number) of everything in nested dicts and lists."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from leaves(item, f"{name}.{index}")
+    else:
+        yield name, value
+
+
+def differing(a: Any, b: Any) -> list[str]:
+    """Names of the leaves that are not bitwise equal."""
+    first, second = dict(leaves(a)), dict(leaves(b))
+    names = sorted(first.keys() ^ second.keys())
+    for name in first.keys() & second.keys():
+        x, y = first[name], second[name]
+        same = torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+        if not same:
+            names.append(name)
+    return names
