@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from relgan.data.decode import MAX_PIXELS, Unusable, open_image, square
+from relgan.data.decode import MAX_PIXELS, Unusable, declared_size, square
 
 from .conftest import encode, picture
 
@@ -118,7 +118,7 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("width", [MAX_PIXELS // 10_000 + 1, 60_000])
 def test_an_image_that_declares_too_many_pixels_is_never_decoded(width: int) -> None:
     with pytest.raises(Unusable) as caught:
-        open_image(io.BytesIO(png_header(width, 10_000)))
+        declared_size(io.BytesIO(png_header(width, 10_000)))
     assert caught.value.reason == "too large"
 
 

@@ -62,16 +62,15 @@ def _list(overrides: list[str]) -> None:
     from relgan.data.prepare import prepared
 
     stores = [PackedStore.open(path) for path in prepared()]
-    table = Table("dataset", "what", "terms", "source", "how to get it", "prepared in the cache")
+    cached = {store.meta["name"] for store in stores}
+    table = Table("dataset", "what", "terms", "source", "how to get it", "cached")
     for name, entry in CATALOGUE.items():
-        here = [
-            f"{store.path.name}: {len(store):,} images, {store.size_on_disk / 1e6:,.1f} MB"
-            for store in stores
-            if store.meta["name"] == name
-        ]
-        table.add_row(name, entry.about, entry.terms, entry.size, entry.get, "\n".join(here) or "no")
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
-    print(f"cache: {cache_dir()} (the environment variable RELGAN_CACHE chooses another)")
+        cells = (name, entry.about, entry.terms, entry.size, entry.get)
+        table.add_row(*cells, "yes" if name in cached else "no")
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print(f"prepared in {cache_dir()} (the environment variable RELGAN_CACHE chooses another place):")
+    for store in stores:
+        print(f"  {store.path.name}: {len(store):,} images, {store.size_on_disk / 1e6:,.1f} MB")
 
 
 def _prepare(overrides: list[str]) -> None:

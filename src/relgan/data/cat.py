@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections import Counter
 from importlib.resources import files as package_files
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from relgan.config import IMAGE_SIZES, ConfigError, DatasetConfig
 from relgan.data import alignment
-from relgan.data.decode import Unusable, open_image, to_rgb
+from relgan.data.decode import Unusable, declared_size, whole
 from relgan.data.files import Entry, Files, roots
 from relgan.data.sources import Source
 
@@ -74,7 +73,7 @@ class CatSource(Source):
         except ValueError as error:
             raise Unusable("damaged annotation", str(error)) from error
         with self._files.open(photo) as file:
-            width, height = open_image(file).size
+            width, height = declared_size(file)
         return points, alignment.crop_box(alignment.level_points(points), width, height)
 
     def __len__(self) -> int:
@@ -82,8 +81,7 @@ class CatSource(Source):
 
     def read(self, index: int) -> NDArray[np.uint8]:
         photo, points, box = self._faces[index]
-        image = to_rgb(open_image(io.BytesIO(self._files.read(photo))))
-        return alignment.align(image, points, box, self._size)
+        return alignment.align(whole(self._files.read(photo)), points, box, self._size)
 
     def name(self, index: int) -> str:
         return self._faces[index][0][1]

@@ -57,28 +57,38 @@ def _distrusting() -> Iterator[None]:
             raise Unusable("damaged", f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def open_image(file: IO[bytes]) -> Image.Image:
-    """Read the header of an image file; Unusable if it is none, or declares too many pixels to be decoded."""
-    with _distrusting():
-        image = Image.open(file, formats=_FORMATS)
+def _open(file: IO[bytes]) -> Image.Image:
+    image = Image.open(file, formats=_FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise Unusable("too large", f"{image.width}×{image.height} pixels")
     return image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Decode, and convert any mode to 8-bit RGB: 16-bit grey is scaled, transparency becomes white."""
-    with _distrusting():
-        image.load()
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-        if image.has_transparency_data:
-            layered = image.convert("RGBA")
-            image = Image.new("RGBA", image.size, "white")
-            image.alpha_composite(layered)
-        return image if image.mode == "RGB" else image.convert("RGB")
+    image.load()
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(layered)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
+@_distrusting()
+def declared_size(file: IO[bytes]) -> tuple[int, int]:
+    """Width and height as the header tells them; Unusable if there is no header, or too many pixels."""
+    return _open(file).size
+
+
+@_distrusting()
+def whole(data: bytes) -> Image.Image:
+    """The whole image in RGB; Unusable if it is damaged, or too large to be decoded safely."""
+    return _to_rgb(_open(io.BytesIO(data)))
+
+
+@_distrusting()
 def square(data: bytes, size: int, crop: int | None = None) -> NDArray[np.uint8]:
     """The centred square of an image, resized with antialiasing.
 
@@ -96,19 +106,18 @@ def square(data: bytes, size: int, crop: int | None = None) -> NDArray[np.uint8]
     Raises:
         Unusable: the file is damaged, or too large to be decoded safely.
     """
-    image = open_image(io.BytesIO(data))
+    image = _open(io.BytesIO(data))
     width, height = image.size
     side = min(width, height, crop or width)
     scale = 1.0
-    with _distrusting():
-        orientation = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-        if image.format == "JPEG":
-            drafted = image.draft(None, (-(-width * size // side), -(-height * size // side)))
-            scale = drafted[1][2] / width if drafted else 1.0
+    orientation = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    if image.format == "JPEG":
+        drafted = image.draft(None, (-(-width * size // side), -(-height * size // side)))
+        scale = drafted[1][2] / width if drafted else 1.0
     left, top, side_now = (width - side) // 2 * scale, (height - side) // 2 * scale, side * scale
     # Cut before resizing, or the filter would mix in pixels from outside the square.
     x, y = int(left), int(top)
-    cut = to_rgb(image).crop((x, y, math.ceil(left + side_now), math.ceil(top + side_now)))
+    cut = _to_rgb(image).crop((x, y, math.ceil(left + side_now), math.ceil(top + side_now)))
     box = (left - x, top - y, left - x + side_now, top - y + side_now)
     small = cut.resize((size, size), Image.Resampling.BICUBIC, box=box)
     # A centred square may be turned after resizing, when there is less to turn.

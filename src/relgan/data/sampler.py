@@ -120,8 +120,8 @@ class Batches:
     def _mirror_some(self, images: Tensor, indices: Tensor, position: int) -> Tensor:
         # Seeded by position and first index: reproducible after a resume, and different on every rank.
         generator = np.random.default_rng([self.sampler.seed, position, int(indices[0]), _FLIP_STREAM])
-        mirrored = torch.from_numpy(generator.random(len(indices)) < 0.5).to(self.device)
-        return torch.where(mirrored[:, None, None, None], images.flip(2), images)
+        chosen = torch.from_numpy(np.flatnonzero(generator.random(len(indices)) < 0.5)).to(self.device)
+        return images.index_copy_(0, chosen, images.index_select(0, chosen).flip(2))
 
     def state_dict(self) -> dict[str, int]:
         return self.sampler.state_dict()
