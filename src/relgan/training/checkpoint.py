@@ -43,15 +43,17 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise RelganError(f"{path}: no such checkpoint")
-    if not zipfile.is_zipfile(path):
-        raise RelganError(f"{path}: damaged or not a checkpoint")
     try:
+        # torch does not compare the checksums that it writes.
+        with zipfile.ZipFile(path) as archive:
+            if (member := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(member)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise RelganError(f"{path}: refused, it holds more than tensors and plain values") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise RelganError(f"{path}: damaged or not a checkpoint") from error
-    if not isinstance(content, dict) or "format" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise RelganError(f"{path}: not a relgan checkpoint")
     if content["format"] > FORMAT:
         raise RelganError(f"{path}: written by a newer relgan (format {content['format']}, known up to {FORMAT})")
