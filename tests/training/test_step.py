@@ -1,0 +1,231 @@
+"""One step against the textbook, network by network."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from relgan.config import ModelConfig, OptimizerConfig, PenaltyConfig
+from relgan.losses import AdversarialLoss, get_loss
+from relgan.networks import build_networks
+from relgan.penalties import build_penalty
+from relgan.training.schedule import build_optimizers
+from relgan.training.step import Precision, Step
+
+CPU = torch.device("cpu")
+
+
+def make(
+    loss: str = "ragan",
+    *,
+    optimizer: str = "adam",
+    penalty: PenaltyConfig | None = None,
+    pack: int = 1,
+    lr: float = 1e-2,
+    precision: str = "fp32",
+    spectral_norm: bool = False,
+) -> Step:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = ModelConfig(width=2, latent_dim=4, pack=pack, spectral_norm=spectral_norm)
+    generator, critic = build_networks(model, 32, 1)
+    config = OptimizerConfig(name=optimizer, lr_g=lr, lr_d=lr)
+    optimizer_g, optimizer_d = build_optimizers(config, generator, critic)
+    return Step(
+        generator=generator,
+        critic=critic,
+        loss=get_loss(loss),
+        penalty=build_penalty(penalty or PenaltyConfig()),
+        optimizer_g=optimizer_g,
+        optimizer_d=optimizer_d,
+        precision=Precision(CPU, precision),
+        pack=pack,
+    )
+
+
+def batch(seed: int, count: int = 6) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 1, 32, 32, generator=generator) * 2 - 1, torch.randn(count, 4, generator=generator)
+
+
+def weights(network: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in network.parameters()]
+
+
+def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("loss", ["sgan", "ragan", "rsgan"])
+def test_each_update_changes_its_own_network_alone(loss: str) -> None:
+    step = make(loss)
+    real, z = batch(1)
+    generator, critic = weights(step.generator), weights(step.critic)
+    step.update_critic(real, z)
+    assert equal(weights(step.generator), generator)
+    assert not equal(weights(step.critic), critic)
+    assert all(p.grad is None for p in step.generator.parameters())
+    critic = weights(step.critic)
+    step.optimizer_d.zero_grad(set_to_none=True)
+    step.update_generator(real, z)
+    assert equal(weights(step.critic), critic)
+    assert not equal(weights(step.generator), generator)
+    assert all(p.grad is None for p in step.critic.parameters())
+    assert all(p.requires_grad for p in step.critic.parameters())
+
+
+def test_the_critic_is_thawed_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = make()
+    real, z = batch(1)
+    with pytest.raises(ValueError, match="cannot be packed"):
+        dataclasses.replace(step, pack=4).update_generator(real, z)
+    assert all(p.requires_grad for p in step.critic.parameters())
+
+
+@pytest.mark.parametrize("loss", ["sgan", "ragan"])
+def test_losses_and_updates_are_the_textbook_ones(loss: str) -> None:
+    step = make(loss)
+    generator, critic = copy.deepcopy(step.generator), copy.deepcopy(step.critic)
+    by_generator = torch.optim.Adam(generator.parameters(), lr=1e-2, betas=(0.5, 0.999))
+    by_critic = torch.optim.Adam(critic.parameters(), lr=1e-2, betas=(0.5, 0.999))
+    for seed in range(3):
+        real, z = batch(seed)
+        got_d = step.update_critic(real, z)
+        got_g = step.update_generator(real, z)
+
+        r, f = critic(real), critic(generator(z).detach())
+        if loss == "ragan":
+            r, f = r - f.mean(), f - r.mean()
+        loss_d = nn.functional.softplus(-r).mean() + nn.functional.softplus(f).mean()
+        loss_d = loss_d / 2 if loss == "ragan" else loss_d
+        by_critic.zero_grad()
+        loss_d.backward()
+        norm_d = sum(p.grad.square().sum() for p in critic.parameters() if p.grad is not None) ** 0.5
+        by_critic.step()
+        images = generator(z)
+        f = critic(images)
+        if loss == "ragan":
+            r = critic(real)
+            r, f = r - f.mean(), f - r.mean()
+            loss_g = (nn.functional.softplus(r).mean() + nn.functional.softplus(-f).mean()) / 2
+        else:
+            loss_g = nn.functional.softplus(-f).mean()
+        by_generator.zero_grad()
+        loss_g.backward()
+        by_generator.step()
+
+        torch.testing.assert_close(got_d.loss, loss_d.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got_d.grad_norm, torch.as_tensor(norm_d), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(got_g.loss, loss_g.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got_g.images, images.detach(), rtol=1e-4, atol=1e-5)
+        assert not got_g.images.requires_grad
+    mine = weights(step.critic) + weights(step.generator)
+    for got, want in zip(mine, weights(critic) + weights(generator), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_a_penalty_is_added_to_the_critics_loss_and_reported() -> None:
+    plain, penalised = make("sgan"), make("sgan", penalty=PenaltyConfig("r1", 5.0))
+    real, z = batch(1)
+    without, with_it = plain.update_critic(real, z), penalised.update_critic(real, z)
+    assert without.penalty.item() == 0
+    assert with_it.penalty.item() > 0
+    assert with_it.loss.item() == pytest.approx(without.loss.item())
+    assert with_it.grad_norm.item() != pytest.approx(without.grad_norm.item())
+
+
+def test_clipping_bounds_every_weight_of_the_critic_and_no_other() -> None:
+    step = make("wgan", penalty=PenaltyConfig("clip", 0.01))
+    for seed in range(3):
+        real, z = batch(seed)
+        step.update_critic(real, z)
+        assert max(p.abs().max().item() for p in step.critic.parameters()) <= 0.01
+        step.update_generator(real, z)
+    assert max(p.abs().max().item() for p in step.generator.parameters()) > 0.01
+
+
+def test_packing_gives_the_critic_k_images_at_once() -> None:
+    step = make(pack=3)
+    real, z = batch(1)
+    result = step.update_critic(real, z)
+    assert result.real_logits.shape == result.fake_logits.shape == (2,)
+    assert step.update_generator(real, z).images.shape == (6, 1, 32, 32)
+
+
+def test_bf16_keeps_parameters_losses_and_logits_in_float32() -> None:
+    step = make(precision="bf16", penalty=PenaltyConfig("gp", 10.0))
+    real, z = batch(1)
+    critic = step.update_critic(real, z)
+    generator = step.update_generator(real, z)
+    values = [critic.loss, critic.penalty, critic.grad_norm, critic.real_logits, generator.loss, generator.grad_norm]
+    assert {value.dtype for value in values} == {torch.float32}
+    assert {p.dtype for p in [*step.generator.parameters(), *step.critic.parameters()]} == {torch.float32}
+    assert step.diverged.item() == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(AdversarialLoss):
+    """A loss whose chosen sides are not finite."""
+
+    sides: tuple[str, ...] = ("discriminator",)
+    value: float = float("nan")
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        loss = super().discriminator(real_logits, fake_logits)
+        return loss * self.value if "discriminator" in self.sides else loss
+
+    def generator(self, real_logits: Tensor | None, fake_logits: Tensor) -> Tensor:
+        loss = super().generator(real_logits, fake_logits)
+        return loss * self.value if "generator" in self.sides else loss
+
+
+def broken(sides: tuple[str, ...], value: float) -> AdversarialLoss:
+    good = get_loss("ragan")
+    return Broken(good.name, good.form, good.cost, sides=sides, value=value)
+
+
+def snapshot(step: Step) -> dict[str, Any]:
+    return copy.deepcopy({"g": weights(step.generator), "d": weights(step.critic)})
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("side", ["discriminator", "generator"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_after_a_loss_that_is_not_finite_no_weight_changes_any_more(optimizer: str, side: str, value: float) -> None:
+    step = make(optimizer=optimizer)
+    good = step.loss
+    for seed in range(2):
+        step.update_critic(*batch(seed))
+        step.update_generator(*batch(seed))
+    assert step.diverged.item() == 0
+    before = snapshot(step)
+    step.loss = broken((side,), value)
+    if side == "discriminator":
+        step.update_critic(*batch(3))
+    else:
+        step.update_generator(*batch(3))
+    assert step.diverged.item() == 1
+    step.loss = good
+    for seed in range(4, 6):
+        step.update_critic(*batch(seed))
+        step.update_generator(*batch(seed))
+    after = snapshot(step)
+    assert step.diverged.item() == 1
+    assert equal(before["g"], after["g"])
+    assert equal(before["d"], after["d"])
+
+
+def test_a_step_is_not_masked_by_what_is_finite() -> None:
+    """The mask must not be the reason that a healthy run stands still."""
+    for optimizer in ("adam", "rmsprop"):
+        step = make(optimizer=optimizer)
+        before = snapshot(step)
+        step.update_critic(*batch(1))
+        step.update_generator(*batch(1))
+        assert not equal(before["g"], weights(step.generator))
+        assert not equal(before["d"], weights(step.critic))
