@@ -180,7 +180,7 @@ def whole_fid(count: int, rounds: int, weights: Path) -> None:
         "torch-fidelity": partial(_whole, "fidelity", count, weights),
         "relgan, fp32": partial(_whole, "fp32", count, weights),
     }
-    if has_bf16_units():
+    if has_bf16_units(torch.device("cpu")):
         contestants["relgan, bf16"] = partial(_whole, "bf16", count, weights)
     seconds = interleave(contestants, rounds=rounds, warmup=0)
     show(f"FID of {count} against {count} pictures, both sides computed, 2 threads", seconds, "torch-fidelity")

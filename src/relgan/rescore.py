@@ -17,7 +17,7 @@ from relgan.metrics.reference import Images, choose
 from relgan.networks import build_networks
 from relgan.rundir import RunDir
 from relgan.training import checkpoint
-from relgan.training.engine import choose_device
+from relgan.training.engine import choose_device, keep_freed_memory
 
 log = logging.getLogger("relgan")
 
@@ -39,13 +39,20 @@ def load_checkpoint(run: str, which: str) -> dict[str, Any]:
     return checkpoint.load(path)
 
 
+def _device(config: Config) -> torch.device:
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
 def score_run(saved: dict[str, Any], config: Config) -> Result:
     """Score a checkpoint's generator; with the run's own configuration the numbers are those of training.
 
     Raises:
         RelganError: the data or the weights cannot be had, or the generator cannot be scored.
     """
-    device = choose_device(config.device)
+    device = _device(config)
     store = prepare(config.dataset)
     with torch.random.fork_rng(devices=[]):
         generator, _ = build_networks(config.model, config.dataset.image_size, store.channels)
@@ -79,8 +86,7 @@ def score_pictures(pictures: Pictures, real: Images, config: Config, kind: Datas
         modes_images=len(indices),
         lpips_pairs=min(config.metrics.lpips_pairs, len(indices) // 2),
     )
-    device = choose_device(config.device)
-    evaluator = Evaluator(metrics, kind, real, latent_dim=0, seed=config.seed, device=device)
+    evaluator = Evaluator(metrics, kind, real, latent_dim=0, seed=config.seed, device=_device(config))
     scores = evaluator.score(pictures.positioned(indices, metrics.batch_size))
     made = {"images": {**pictures.meta, "fingerprint": pictures.fingerprint}}
     unused = ("generator", "generator_mode", "seed")

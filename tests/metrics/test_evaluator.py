@@ -208,6 +208,39 @@ def test_two_processes_that_start_together_compute_it_once(shared_cache: Path, t
     assert answers[0][1] == answers[1][1]
 
 
+def _score_in_a_rank(rank: int, cache: str, store: str, results: Any) -> None:
+    os.environ["RELGAN_CACHE"] = cache
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    results.put(_distributed_scores())
+    torch.distributed.destroy_process_group()
+
+
+def _distributed_scores() -> dict[str, float]:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 1024), nn.Tanh(), nn.Unflatten(1, (1, 32, 32)))
+    judge = evaluator(scores=["fid", "is", "kid", "precision", "recall"], kid_subsets=3)
+    return judge.evaluate(network)
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_images_and_agree_with_one(shared_cache: Path, tmp_path: Path) -> None:
+    alone = _distributed_scores()
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    arguments = (str(shared_cache), str(tmp_path / "rendezvous"), results)
+    jobs = [context.Process(target=_score_in_a_rank, args=(rank, *arguments)) for rank in range(2)]
+    for job in jobs:
+        job.start()
+    both = [results.get(timeout=200) for _ in jobs]
+    for job in jobs:
+        job.join()
+    for scores in both:
+        assert scores.keys() == alone.keys()
+        for key in alone.keys() - {"eval/seconds"}:
+            assert scores[key] == pytest.approx(alone[key], rel=1e-6), key
+
+
 def test_reference_statistics_use_a_fixed_random_part() -> None:
     images = StoreImages(prepare(DIGITS))
     part = reference.choose(images, 50)

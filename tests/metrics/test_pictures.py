@@ -47,13 +47,15 @@ def test_an_archive_is_read_without_extracting(tmp_path: Path) -> None:
     assert len(Pictures(str(tmp_path / "all.zip"), "images")) == 1
 
 
-@pytest.mark.parametrize("content", ["nowhere", "empty", "damaged"])
+@pytest.mark.parametrize("content", ["nowhere", "empty", "damaged", "half.zip"])
 def test_what_cannot_be_scored_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / content
-    if content != "nowhere":
+    if content == "half.zip":
+        path.write_bytes(b"PK half an archive")
+    elif content != "nowhere":
         path.mkdir()
     if content == "damaged":
         (path / "x.png").write_bytes(b"nonsense")
-    with pytest.raises(ConfigError, match=r"^images: .*(does not exist|no image files|x\.png: damaged)") as caught:
+    with pytest.raises(ConfigError, match=r"^images: .*(does not exist|no image files|x\.png: damaged|not a complete zip)") as caught:
         Pictures(str(path), "images")
     assert "\n" not in str(caught.value)

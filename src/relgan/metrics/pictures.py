@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from relgan.config import ConfigError
-from relgan.data.decode import EXTENSIONS, Unusable, open_image, to_rgb
+from relgan.data.decode import EXTENSIONS, Unusable, whole
 from relgan.data.files import Files, identity
 
 
@@ -31,7 +31,10 @@ class Pictures:
         root = Path(path).expanduser().absolute()
         if not root.exists():
             raise ConfigError(option, f"{path} does not exist")
-        self._files = Files([root])
+        try:
+            self._files = Files([root])
+        except ConfigError as error:
+            raise ConfigError(option, str(error).removeprefix(f"{error.option}: ")) from error
         self._entries = [entry for entry in self._files.entries if entry[1].lower().endswith(EXTENSIONS)]
         if not self._entries:
             raise ConfigError(option, f"no image files ({' '.join(EXTENSIONS)}) in {path}")
@@ -46,8 +49,7 @@ class Pictures:
     def _read(self, index: int) -> NDArray[np.uint8]:
         """One picture, uint8 [H, W, 3]; a damaged one is an error, because leaving it out would change a score."""
         try:
-            with self._files.open(self._entries[index]) as file:
-                return np.asarray(to_rgb(open_image(file)))
+            return np.asarray(whole(self._files.read(self._entries[index])))
         except Unusable as error:
             name = self._entries[index][1]
             raise ConfigError(self._option, f"{name}: {error.reason} ({error.detail}); remove it") from error
