@@ -59,11 +59,11 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
     if state.step > total:
         raise ConfigError("train.iterations", f"the checkpoint is at {state.step} updates already; give more")
     evaluator = _build_evaluator(config, store, device)
-    in_place = source is not None and source.parent == directory.checkpoints
+    in_place = source is not None and _is_own(source, directory)
     directory.path.mkdir(parents=True, exist_ok=True)
     directory.config.write_text(_yaml(config), encoding="utf-8")
     # Lines after the checkpoint, or of a start that never reached one, are about to be written again.
-    directory.truncate_metrics(state.step if in_place else -1)
+    directory.truncate_metrics(state.step if in_place else -1, with_scores=state.step not in (0, total))
     run = Run(
         config=config,
         dir=directory,
@@ -154,16 +154,14 @@ def _build_trackers(config: Config, directory: RunDir, run_id: str | None) -> Tr
 
 def _find_saved(config: Config, directory: RunDir) -> tuple[dict[str, Any] | None, Path | None]:
     """The checkpoint to continue from and where it lies; refuses to overwrite a run or to change an experiment."""
-    if config.resume is None:
-        if directory.metrics.exists():
-            raise ConfigError(
-                "hydra.run.dir",
-                f"{directory.path} already holds a run; continue it with resume=auto or name another",
-            )
-        return None, None
-    path = find_checkpoint(config.resume, directory.path)
+    path = None if config.resume is None else find_checkpoint(config.resume, directory.path)
+    if directory.metrics.exists() and config.resume != "auto" and not (path and _is_own(path, directory)):
+        raise ConfigError(
+            "hydra.run.dir", f"{directory.path} already holds a run; continue it with resume=auto or name another"
+        )
     if path is None:
-        log.info("resume=auto: nothing to continue, starting anew")
+        if config.resume is not None:
+            log.info("resume=auto: nothing to continue, starting anew")
         return None, None
     saved = checkpoint.load_newest(path)
     # Through JSON, because a tuple or an integral float must not count as a change.
@@ -171,6 +169,10 @@ def _find_saved(config: Config, directory: RunDir) -> tuple[dict[str, Any] | Non
     for option, before, now in differences(old, new):
         raise RelganError(f"resume: {option} was {before} in {path}, now {now}; only a new run may change it")
     return saved, path
+
+
+def _is_own(path: Path, directory: RunDir) -> bool:
+    return path.parent.resolve() == directory.checkpoints.resolve()
 
 
 def _yaml(config: Config) -> str:

@@ -92,21 +92,23 @@ class RunDir:
     def has_checkpoint(self) -> bool:
         return self.last.exists() or previous(self.last).exists()
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop records after ``step``: a continued run writes them again."""
+    def truncate_metrics(self, step: int, *, with_scores: bool = True) -> None:
+        """Drop the records after ``step``, unless ``with_scores`` the scores at it too: they are written again."""
         if not self.metrics.exists():
             return
-        kept = [line for line in self.metrics.read_bytes().splitlines(keepends=True) if _step(line) <= step]
+        limit = (step, int(with_scores))
+        kept = [line for line in self.metrics.read_bytes().splitlines(keepends=True) if _position(line) <= limit]
         with atomic_write(self.metrics) as file:
             file.writelines(kept)
 
 
-def _step(line: bytes) -> float:
-    """Step of a metrics.jsonl line; infinite for a line cut short by a killed process."""
+def _position(line: bytes) -> tuple[float, int]:
+    """Step of a metrics.jsonl line, and 1 for scores; infinite for a line cut short by a killed process."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
+        record = json.loads(line) if line.endswith(b"\n") else {}
+        return float(record["step"]), int(record["kind"] == "eval")
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return float("inf"), 0
 
 
 def previous(checkpoint: Path) -> Path:
