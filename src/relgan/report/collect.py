@@ -1,0 +1,164 @@
+"""Reading run directories: what was run, how it ended and what was measured. Nothing else is looked at."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from relgan.config import RelganError
+from relgan.rundir import RunDir, flatten
+
+STATUSES = ("finished", "diverged", "failed", "interrupted", "running")
+_GROUPS = ("model", "loss", "penalty", "dataset", "optimizer", "metrics", "tracker")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of metrics.jsonl."""
+
+    step: int
+    time_s: float
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """One run directory as it is on disk."""
+
+    path: Path
+    options: dict[str, Any]
+    summary: dict[str, Any]
+    train: list[Row] = field(repr=False)
+    evals: list[Row] = field(repr=False)
+
+    @property
+    def status(self) -> str:
+        status = self.summary.get("status")
+        return status if status in STATUSES else "failed"
+
+    @property
+    def seed(self) -> int:
+        seed = self.options.get("seed", self.summary.get("seed"))
+        return seed if isinstance(seed, int) else 0
+
+    @property
+    def step(self) -> int:
+        step = self.summary.get("step")
+        return step if isinstance(step, int) else max((row.step for row in self.train + self.evals), default=0)
+
+    @property
+    def loss(self) -> str:
+        return str(self.options.get("loss.name", "unknown"))
+
+    @property
+    def command(self) -> list[str]:
+        command = self.summary.get("command")
+        return [str(word) for word in command] if isinstance(command, list) else []
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        protocol = self.summary.get("protocol")
+        return protocol if isinstance(protocol, dict) else {}
+
+    @property
+    def error(self) -> str:
+        """Last line of the error; empty where there is none."""
+        lines = str(self.summary.get("error") or "").strip().splitlines()
+        return lines[-1] if lines else ""
+
+    @cached_property
+    def score_keys(self) -> list[str]:
+        """Scores in the order they were computed."""
+        return list(dict.fromkeys(key for row in self.evals for key in row.values if key.startswith("eval/")))
+
+    def samples(self) -> dict[int, Path]:
+        """Grids of the fixed noise by step."""
+        found = {}
+        for path in sorted(RunDir(self.path).samples.glob("step_*.png")):
+            if (digits := path.stem.removeprefix("step_")).isdecimal():
+                found[int(digits)] = path
+        return found
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Every run directory at or below ``paths``, each once.
+
+    Raises:
+        RelganError: a path does not exist, or holds no run.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise RelganError(f"{path} is not a directory")
+        below = dict.fromkeys(_walk(path.resolve()))
+        if not below:
+            raise RelganError(
+                f"{path} holds no run directory (one with summary.json, or metrics.jsonl and config.yaml)"
+            )
+        found |= below
+    return list(found)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
+        if "summary.json" in files or {"metrics.jsonl", "config.yaml"} <= set(files):
+            folders.clear()
+            yield Path(folder)
+        folders.sort()
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read one run; what is missing or damaged is left out, because a run may be going on or have failed early."""
+    run = RunDir(path)
+    summary = run.read_summary()
+    train, evals = _read_metrics(run.metrics)
+    record = RunRecord(path, _read_options(run.config), summary, train, evals)
+    if not record.options:
+        record.options.update(_guess_options(record.command))
+    return record
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return flatten(content) if isinstance(content, dict) else {}
+
+
+def _guess_options(command: list[str]) -> dict[str, Any]:
+    """A job that failed before its config.yaml was written is known by its overrides alone."""
+    pairs = (word.lstrip("+").partition("=") for word in command if "=" in word)
+    options: dict[str, Any] = {f"{key}.name" if key in _GROUPS else key: value for key, _, value in pairs}
+    if str(options.get("seed", "")).isdecimal():
+        options["seed"] = int(options["seed"])
+    return options
+
+
+def _read_metrics(path: Path) -> tuple[list[Row], list[Row]]:
+    rows: dict[str, list[Row]] = {"train": [], "eval": []}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+            row = Row(int(record.pop("step")), float(record.pop("time_s", 0)), _finite(record))
+            rows[record["kind"]].append(row)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # cut short by a killed process
+    return rows["train"], rows["eval"]
+
+
+def _finite(record: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in record.items() if isinstance(value, int | float) and math.isfinite(value)}

@@ -1,0 +1,286 @@
+"""What may be compared with what: variants of a run, columns of scores, and the statistics over seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from relgan.config import LOSS_NAMES
+from relgan.metrics.direction import direction
+from relgan.report.collect import Row, RunRecord
+from relgan.rundir import flatten
+
+POINTS = 120  # of a curve: a chart is about three pixels wide for each
+
+_DATASET = ("name", "path", "image_size", "split", "num_images", "min_images", "crop", "url", "residence")
+_NOT_COMPARED = {
+    *(f"dataset.{name}" for name in _DATASET),
+    *("name", "seed", "device", "resume", "fail_fast"),
+    *("train.log_every", "train.sample_every", "train.sample_count", "train.checkpoint_every"),
+}
+# Facts of the protocol that say nothing of how comparable a score is; others belong to one family of scores or to all.
+_NOT_PROTOCOL = ("seed", "versions", "metrics", "weights_known", "lpips_weights_known")
+_OF_ANY_SCORE = ("reference", "generator", "generator_mode", "batch_size")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Mean and range over seeds."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where one score of one dataset was computed in one way: the only place where numbers are compared."""
+
+    dataset: str
+    facts: tuple[tuple[str, str], ...]
+    ranked: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant in one column.
+
+    Attributes:
+        finals: last score of each finished run.
+        low, high: over every seed and every evaluation after the start.
+        reached: (updates, seconds) of each finished run that got as far as the threshold.
+    """
+
+    finals: list[float]
+    low: float | None
+    high: float | None
+    reached: list[tuple[int, float]]
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.finals) if self.finals else None
+
+    @property
+    def sd(self) -> float | None:
+        return statistics.stdev(self.finals) if len(self.finals) > 1 else None
+
+
+@dataclass(frozen=True)
+class Board:
+    """All variants under one score."""
+
+    key: str
+    columns: list[Column]
+    variants: list[str]
+    cells: dict[tuple[str, Column], Cell]
+    thresholds: dict[Column, float]
+
+    def best(self, column: Column) -> str | None:
+        """The variant with the best mean, where there is more than one to compare."""
+        means = {v: c.mean for v in self.variants if (c := self.cells.get((v, column))) and c.mean is not None}
+        if not column.ranked or len(means) < 2:
+            return None
+        return (min if direction(self.key) == "min" else max)(means, key=lambda v: means[v] or 0.0)
+
+
+class Comparison:
+    """Runs sorted into variants (what differs but the seed) and datasets.
+
+    Attributes:
+        runs: one for each variant, dataset and seed.
+        superseded: other runs of the same variant, dataset and seed.
+        differing: options whose values differ between runs.
+    """
+
+    def __init__(self, runs: Sequence[RunRecord]) -> None:
+        every = {key for run in runs for key in run.options}
+        self._usual = {key: _most_common(run.options[key] for run in runs if key in run.options) for key in every}
+        self._dataset_options = [
+            f"dataset.{name}" for name in _DATASET[2:7] if _differs(runs, f"dataset.{name}", self.value)
+        ]
+        self.differing = sorted(key for key in every if _compared(key) and _differs(runs, key, self.value))
+        self.label_options = self._needed(runs)
+        self.runs, self.superseded = self._one_per_seed(runs)
+        self.datasets = sorted({self.dataset(run) for run in self.runs})
+        order = {name: index for index, name in enumerate(LOSS_NAMES)}
+        labels = {self.variant(run): order.get(run.loss, len(order)) for run in self.runs}
+        self.variants = sorted(labels, key=lambda label: (labels[label], label))
+
+    @property
+    def every(self) -> list[RunRecord]:
+        return [*self.runs, *self.superseded]
+
+    def value(self, run: RunRecord, key: str) -> str:
+        """An option as text; a job that failed too early to tell is taken to be like the others."""
+        return _text(run.options[key]) if key in run.options else self._usual.get(key, "")
+
+    def _needed(self, runs: Sequence[RunRecord]) -> list[str]:
+        """The fewest options that tell variants apart: one that follows from the others would only make labels long."""
+        first = {"loss.name": 0, "model.name": 1, "penalty.name": 2, "optimizer.name": 3}
+        kept: list[str] = []
+        for key in sorted(self.differing, key=lambda key: (first.get(key, 4), key)):
+            seen: dict[tuple[str, ...], set[str]] = defaultdict(set)
+            for run in runs:
+                seen[self.dataset(run), *(self.value(run, k) for k in kept)].add(self.value(run, key))
+            if any(len(values) > 1 for values in seen.values()):
+                kept.append(key)
+        return kept
+
+    def variant(self, run: RunRecord) -> str:
+        """What tells this run from the others, seed and dataset aside."""
+        others = [key for key in self.label_options if key != "loss.name"]
+        parts = [run.loss] if "loss.name" in self.label_options or not others else []
+        for key in others:
+            group, _, name = key.rpartition(".")
+            parts.append(f"{group if name == 'name' else name}={self.value(run, key)}")
+        return " · ".join(parts)
+
+    def dataset(self, run: RunRecord) -> str:
+        parts = [str(run.options.get("dataset.name", "unknown"))]
+        parts += [f"{key.removeprefix('dataset.')}={self.value(run, key)}" for key in self._dataset_options]
+        return " · ".join(parts)
+
+    def of(self, variant: str | None = None, dataset: str | None = None) -> list[RunRecord]:
+        """Runs of a variant, a dataset or both, by seed."""
+        chosen = [
+            run for run in self.runs if variant in (None, self.variant(run)) and dataset in (None, self.dataset(run))
+        ]
+        return sorted(chosen, key=lambda run: run.seed)
+
+    def _one_per_seed(self, runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:
+        rank = {"finished": 2, "diverged": 1}
+        groups: dict[tuple[str, str, int], list[RunRecord]] = defaultdict(list)
+        for run in sorted(runs, key=lambda run: (rank.get(run.status, 0), run.path.name), reverse=True):
+            groups[self.variant(run), self.dataset(run), run.seed].append(run)
+        return [group[0] for group in groups.values()], [run for group in groups.values() for run in group[1:]]
+
+    def column(self, run: RunRecord, key: str) -> Column:
+        """Where this run's value of a score belongs; two runs share it only if all that made the score agrees."""
+        family = _family_of(key)
+        protocol = run.protocol
+        facts = {
+            name: _text(value)
+            for name, value in flatten(protocol).items()
+            if _family_of_fact(name.partition(".")[0]) in ("any", family)
+        }
+        if facts.get("generator_mode") == "eval":
+            facts.pop("batch_size", None)  # only batch statistics depend on it
+        known = protocol.get("lpips_weights_known" if family == "lpips" else "weights_known", True)
+        return Column(self.dataset(run), tuple(sorted(facts.items())), bool(facts) and (family == "modes" or known))
+
+    def score_keys(self) -> list[str]:
+        """Scores that have a better and a worse, in the order the runs computed them."""
+        keys = dict.fromkeys(key for run in self.runs for key in run.score_keys)
+        return [key for key in keys if direction(key) is not None]
+
+    def board(self, key: str) -> Board:
+        """The leaderboard of one score, best variant first."""
+        groups: dict[tuple[str, Column], list[RunRecord]] = defaultdict(list)
+        for run in self.runs:
+            if key in run.score_keys:
+                groups[self.variant(run), self.column(run, key)].append(run)
+        columns = sorted({column for _, column in groups}, key=lambda c: (c.dataset, c.facts))
+        smaller = direction(key) == "min"
+        thresholds = {}
+        for column in columns:
+            finals = [_finals(runs, key) for (_, c), runs in groups.items() if c == column]
+            means = [statistics.fmean(values) for values in finals if values]
+            if means:
+                thresholds[column] = (statistics.median_high if smaller else statistics.median_low)(means)
+        cells = {
+            (variant, column): _cell(runs, key, thresholds.get(column), smaller)
+            for (variant, column), runs in groups.items()
+        }
+        board = Board(key, columns, self.variants, cells, thresholds)
+        return Board(key, columns, sorted(self.variants, key=_placing(board, smaller)), cells, thresholds)
+
+
+def _placing(board: Board, smaller: bool) -> Any:
+    """Sort key: the mean place over the ranked columns; variants without a final score come last, in their order."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for column in board.columns:
+        means = {v: c.mean for v in board.variants if (c := board.cells.get((v, column))) and c.mean is not None}
+        if column.ranked:
+            ordered = sorted(means, key=lambda v: means[v] or 0.0, reverse=not smaller)
+            for place, variant in enumerate(ordered):
+                places[variant].append(place)
+    return lambda variant: statistics.fmean(places[variant]) if variant in places else float("inf")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _most_common(values: Iterable[Any]) -> str:
+    return Counter(_text(value) for value in values).most_common(1)[0][0]
+
+
+def _compared(key: str) -> bool:
+    return key not in _NOT_COMPARED and not key.startswith(("metrics.", "tracker."))
+
+
+def _differs(runs: Sequence[RunRecord], key: str, value: Any) -> bool:
+    return len({value(run, key) for run in runs}) > 1
+
+
+def _family_of(key: str) -> str:
+    return "lpips" if key.startswith("eval/lpips") else "modes" if key.startswith("eval/mode") else "features"
+
+
+def _family_of_fact(name: str) -> str:
+    if name in _NOT_PROTOCOL:
+        return "none"
+    if name in _OF_ANY_SCORE:
+        return "any"
+    return name.partition("_")[0] if name.startswith(("lpips_", "modes_")) else "features"
+
+
+def _finals(runs: Sequence[RunRecord], key: str) -> list[float]:
+    """Scores at the very end of the runs that got there."""
+    last = [(run, run.evals[-1]) for run in runs if run.status == "finished" and run.evals]
+    return [row.values[key] for run, row in last if key in row.values and row.step >= run.step]
+
+
+def _cell(runs: Sequence[RunRecord], key: str, threshold: float | None, smaller: bool) -> Cell:
+    later = {run: [row for row in run.evals if row.step > 0 and key in row.values] for run in runs}
+    values = [row.values[key] for rows in later.values() for row in rows]
+    reached = []
+    for run, rows in later.items():
+        if run.status == "finished" and threshold is not None:
+            good = (r for r in rows if (r.values[key] <= threshold if smaller else r.values[key] >= threshold))
+            reached += [(row.step, row.time_s) for row in list(good)[:1]]
+    return Cell(_finals(runs, key), min(values, default=None), max(values, default=None), reached)
+
+
+def curve(runs: Sequence[RunRecord], key: str, kind: str = "train") -> list[Point]:
+    """Mean and range over runs of one key, at most :data:`POINTS` of them; long runs are averaged in equal bins."""
+    series = [[row for row in (run.train if kind == "train" else run.evals) if key in row.values] for run in runs]
+    return [
+        Point(statistics.fmean(steps), statistics.fmean(values), min(values), max(values))
+        for steps, values in _bins(series, key)
+    ]
+
+
+def _bins(series: Sequence[Sequence[Row]], key: str) -> list[tuple[list[float], list[float]]]:
+    """(steps, values) of each bin, a value being one run's mean in it."""
+    steps = {row.step for rows in series for row in rows}
+    width = 1 if len(steps) <= POINTS else (max(steps) + 1) / POINTS
+    bins: dict[int, list[list[Row]]] = defaultdict(list)
+    for rows in series:
+        own: dict[int, list[Row]] = defaultdict(list)
+        for row in rows:
+            own[int(row.step / width)].append(row)
+        for number, members in own.items():
+            bins[number].append(members)
+    return [
+        (
+            [row.step for members in bins[number] for row in members],
+            [statistics.fmean(row.values[key] for row in members) for members in bins[number]],
+        )
+        for number in sorted(bins)
+    ]

@@ -1,0 +1,187 @@
+"""Charts as SVG text: drawn here, coloured by the page's style sheet, read out by its script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from relgan.report.compare import Point
+
+COLOURS = 8  # of the style sheet; further variants are dashed
+WIDTH, HEIGHT = 420, 250
+LEFT, RIGHT, TOP, BOTTOM = 46, 410, 10, 212
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+DECADES = 7  # a logarithmic axis shows the largest value and this many powers of ten below it
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line with its band.
+
+    Attributes:
+        label: as the read-out calls it.
+        style: number of the colour and dash, the same for one variant in every chart.
+        points: in the order they are joined.
+        dashed: the second line of a pair that shares a colour.
+    """
+
+    label: str
+    style: int
+    points: list[Point]
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values to pixels, with the ticks that belong to them."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        a, b, v = (self._scale(x) for x in (self.low, self.high, value))
+        return self.start + (v - a) / (b - a) * (self.end - self.start)
+
+    def _scale(self, value: float) -> float:
+        return math.log10(max(value, self.low)) if self.log else value
+
+    def ticks(self) -> list[float]:
+        if self.log:
+            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+            every = max(1, math.ceil((last - first + 1) / 5))
+            return [10.0**power for power in range(first, last + 1, every)]
+        step = 10 ** math.floor(math.log10((self.high - self.low) / 4))
+        step *= next(m for m in (1, 2, 5, 10) if (self.high - self.low) / (step * m) <= 5)
+        first = math.ceil(self.low / step - 1e-9)
+        return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def linear(values: Sequence[float], start: float, end: float, *, zero: bool = False) -> Axis:
+    """An axis a little wider than the values; from zero on where asked."""
+    low, high = min(values), max(values)
+    margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    return Axis(low if zero else low - margin, high + (0 if zero else margin), start, end)
+
+
+def logarithmic(values: Sequence[float], start: float, end: float) -> Axis:
+    """An axis over whole decades; values of zero or far below the rest lie on its edge."""
+    high = max(values)
+    top = math.ceil(math.log10(high)) if high > 0 else 0
+    least = min((v for v in values if v > 0), default=1.0)
+    return Axis(
+        10.0 ** max(top - DECADES, min(math.floor(math.log10(least)), top - 1)), 10.0**top, start, end, log=True
+    )
+
+
+def number(value: float) -> str:
+    """A number for an axis: 1.5k, 0.02, 10⁻⁵."""
+    if value == 0:
+        return "0"
+    if not 1e-3 <= abs(value) < 1e7:
+        return "10" + str(math.floor(math.log10(abs(value)) + 0.5)).translate(
+            str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+        )
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def chart(
+    series: Sequence[Series], *, title: str, x: str, y: str, log: bool | None = False, unit: bool = False
+) -> Markup:
+    """Lines with bands over steps.
+
+    Args:
+        title: what the picture shows, for those who do not see it.
+        x, y: names of the axes.
+        log: a logarithmic y axis; None: where the values are positive and span more than a factor of 30.
+        unit: y from 0 to 1.
+    """
+    lows = [point.low for line in series for point in line.points]
+    highs = [point.high for line in series for point in line.points]
+    if log is None:
+        log = min(lows) > 0 and max(highs) > 30 * min(lows)
+    xs = [point.x for line in series for point in line.points]
+    horizontal = linear([0, *xs], LEFT, RIGHT, zero=True) if max(xs) > 0 else Axis(0, 1, LEFT, RIGHT)
+    make: Callable[..., Axis] = logarithmic if log else linear
+    vertical = Axis(0, 1, BOTTOM, TOP) if unit else make(lows + highs, BOTTOM, TOP)
+    bands = [_band(line, horizontal, vertical) for line in series]
+    lines = [_line(line, horizontal, vertical) for line in series]
+    return _frame(horizontal, vertical, bands + lines, title=title, x=x, y=y)
+
+
+def against(series: Sequence[Series], *, title: str, x: str, y: str) -> Markup:
+    """One positive quantity against another, both logarithmic, with the line where they are equal; a dot at the end."""
+    values = [value for line in series for point in line.points for value in (point.x, point.y)]
+    horizontal, vertical = logarithmic(values, LEFT, RIGHT), logarithmic(values, BOTTOM, TOP)
+    diagonal = Markup('<path class="equal" d="M{} {}L{} {}"/>').format(LEFT, BOTTOM, RIGHT, TOP)
+    lines = [_line(line, horizontal, vertical) for line in series]
+    dots = [
+        Markup('<circle class="end s{}" data-variant="{}" cx="{:.1f}" cy="{:.1f}" r="4"/>').format(
+            line.style, line.style, horizontal(line.points[-1].x), vertical(line.points[-1].y)
+        )
+        for line in series
+    ]
+    return _frame(horizontal, vertical, [diagonal, *lines, *dots], title=title, x=x, y=y, kind="chart against")
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def _line(line: Series, x: Axis, y: Axis) -> Markup:
+    path = _path([(x(point.x), y(point.y)) for point in line.points])
+    if len(line.points) == 1:
+        path += "h.01"  # a round cap makes a dot of it
+    kind = "pair" if line.dashed else f"dash{line.style // COLOURS % 3}"
+    return Markup(
+        '<path class="line s{} {}" data-variant="{}" data-label="{}" data-x="{}" data-y="{}" d="{}"/>'
+    ).format(
+        line.style,
+        kind,
+        line.style,
+        line.label,
+        " ".join(f"{point.x:.7g}" for point in line.points),
+        " ".join(f"{point.y:.4g}" for point in line.points),
+        path,
+    )
+
+
+def _band(line: Series, x: Axis, y: Axis) -> Markup:
+    if all(point.low == point.high for point in line.points):
+        return Markup("")
+    upper = [(x(point.x), y(point.high)) for point in line.points]
+    lower = [(x(point.x), y(point.low)) for point in reversed(line.points)]
+    return Markup('<path class="band s{}" data-variant="{}" d="{}Z"/>').format(
+        line.style, line.style, _path(upper + lower)
+    )
+
+
+def _frame(
+    x_axis: Axis, y_axis: Axis, content: Sequence[Markup], *, title: str, x: str, y: str, kind: str = "chart"
+) -> Markup:
+    parts = [
+        Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" tabindex="0" aria-label="{}" data-y="{}">').format(
+            kind, WIDTH, HEIGHT, title, y
+        )
+    ]
+    for tick in y_axis.ticks():
+        at = y_axis(tick)
+        parts.append(Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(LEFT, at, RIGHT))
+        parts.append(Markup('<text x="{}" y="{:.1f}" class="y">{}</text>').format(LEFT - 6, at + 3.5, number(tick)))
+    for tick in x_axis.ticks():
+        at = x_axis(tick)
+        parts.append(Markup('<path class="tick" d="M{:.1f} {}v4"/>').format(at, BOTTOM))
+        parts.append(Markup('<text x="{:.1f}" y="{}" class="x">{}</text>').format(at, BOTTOM + 16, number(tick)))
+    parts.append(Markup('<path class="axis" d="M{} {}H{}"/>').format(LEFT, BOTTOM, RIGHT))
+    parts.append(Markup('<text x="{}" y="{}" class="x name">{}</text>').format((LEFT + RIGHT) / 2, HEIGHT - 4, x))
+    parts += content
+    parts.append(Markup('<path class="cursor" d=""/></svg>'))
+    return Markup("").join(parts)

@@ -1,0 +1,294 @@
+"""The page: tables, charts and pictures of a comparison, handed to the template."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from relgan.metrics.direction import direction
+from relgan.report.collect import STATUSES, RunRecord
+from relgan.report.compare import Board, Column, Comparison, Point, curve
+from relgan.report.figures import COLOURS, Series, against, chart
+from relgan.rundir import RunDir
+
+STAGES = ("Start", "¼", "½", "¾", "End")
+MAX_PICTURE = 720  # pixels; a larger grid is scaled down
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One grid and the stages of training at which it is the nearest."""
+
+    step: int
+    path: Path
+    stages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """The same noise through one variant's generator at each stage."""
+
+    variant: str
+    style: int | None
+    seed: int | None
+    pictures: list[Picture]
+
+
+@dataclass
+class Page:
+    """What the template asks for, so that it holds no arithmetic."""
+
+    comparison: Comparison
+    title: str
+    images: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def now(self) -> str:
+        return datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
+
+    @property
+    def statuses(self) -> list[tuple[str, int]]:
+        return count_statuses(self.comparison.every)
+
+    def style(self, variant: str) -> int:
+        return self.comparison.variants.index(variant)
+
+    def boards(self) -> list[Board]:
+        return [self.comparison.board(key) for key in self.comparison.score_keys()]
+
+    def ended(self, variant: str) -> list[tuple[str, int]]:
+        return count_statuses(self.comparison.of(variant))
+
+    def facts(self, column: Column) -> str:
+        """How the column's numbers were made, in a few words."""
+        facts = dict(column.facts)
+        words = [facts.get("extractor", ""), "" if facts.get("generator", "ema") == "ema" else "raw weights"]
+        made, real = facts.get("num_images", facts.get("modes_images")), facts.get("reference_images")
+        words += [f"{int(made):,} images" + (f" against {int(real):,}" if real else "")] if made else []
+        return ", ".join(filter(None, words)) or "protocol not recorded"
+
+    @staticmethod
+    def mean(pairs: Sequence[tuple[int, float]], index: int) -> float:
+        return statistics.fmean(pair[index] for pair in pairs)
+
+    def values(self, variant: str, option: str) -> str:
+        """Every value a variant has of an option; more than one where datasets differ."""
+        return ", ".join(dict.fromkeys(self.comparison.value(run, option) for run in self.comparison.of(variant)))
+
+    def listed(self) -> list[RunRecord]:
+        comparison = self.comparison
+        return sorted(
+            comparison.every,
+            key=lambda run: (comparison.dataset(run), self.style(comparison.variant(run)), run.seed),
+        )
+
+    def score_chart(self, board: Board, column: Column) -> Any:
+        """Curves of the runs in one column; the untrained start would flatten all the rest."""
+        series = []
+        for variant in self.comparison.variants:
+            runs = [r for r in self.comparison.of(variant, column.dataset) if board.key in r.score_keys]
+            points = curve([r for r in runs if self.comparison.column(r, board.key) == column], board.key, "eval")
+            if later := [point for point in points if point.x > 0]:
+                series.append(Series(variant, self.style(variant), later))
+        name = score_name(board.key)
+        title = f"{name} on {column.dataset} over generator updates"
+        return chart(series, title=title, x="generator updates", y=name, log=None) if series else ""
+
+    def line_chart(self, dataset: str, key: str, name: str) -> Any:
+        series = self._series(dataset, key)
+        title = f"{name} on {dataset} over generator updates"
+        return chart(series, title=title, x="generator updates", y=name, log=True) if series else ""
+
+    def _series(self, dataset: str, key: str) -> list[Series]:
+        made = ((v, curve(self.comparison.of(v, dataset), key)) for v in self.comparison.variants)
+        return [Series(variant, self.style(variant), points) for variant, points in made if points]
+
+    def probability_charts(self, dataset: str) -> list[tuple[str, Any]]:
+        """For each variant what the critic makes of real and of generated images."""
+        charts = []
+        for variant in self.comparison.variants:
+            runs, style = self.comparison.of(variant, dataset), self.style(variant)
+            pair = [
+                Series("real", style, curve(runs, "train/prob_real")),
+                Series("generated", style, curve(runs, "train/prob_fake"), dashed=True),
+            ]
+            if pair[0].points and pair[1].points:
+                title = f"{variant} on {dataset}: what the critic makes of real and generated images"
+                charts.append((variant, chart(pair, title=title, x="generator updates", y="probability", unit=True)))
+        return charts
+
+    def pull_chart(self, dataset: str) -> Any:
+        series = []
+        for variant in self.comparison.variants:
+            runs = self.comparison.of(variant, dataset)
+            real, fake = curve(runs, "train/pull_real"), curve(runs, "train/pull_fake")
+            points = [Point(r.y, f.y, f.low, f.high) for r, f in zip(real, fake, strict=False)]
+            if points:
+                series.append(Series(variant, self.style(variant), points))
+        title = f"Gradient pull of real against generated images on {dataset}"
+        return against(series, title=title, x="pull of real images  |∂L_D/∂r|", y="generated") if series else ""
+
+    def cards(self, dataset: str) -> list[Card]:
+        """Real images and one run of each variant, of a seed that most variants share."""
+        runs = [run for run in self.comparison.of(dataset=dataset) if run.samples()]
+        if not runs:
+            return []
+        seeds = Counter(run.seed for run in runs)
+        seed = min(seeds, key=lambda s: (-seeds[s], s))
+        end = max(max(run.samples()) for run in runs)
+        real = RunDir(runs[0].path).samples / "real.png"
+        cards = (
+            [Card("real images", None, None, [Picture(0, real, tuple(range(len(STAGES))))])] if real.exists() else []
+        )
+        for variant in self.comparison.variants:
+            own = [run for run in runs if self.comparison.variant(run) == variant]
+            if own:
+                run = min(own, key=lambda r: (r.seed != seed, r.seed))
+                cards.append(Card(variant, self.style(variant), run.seed, list(_stages(run, end))))
+        return cards
+
+    def load_images(self) -> None:
+        """Turn every picture of the page into text, several at a time."""
+        cards = [card for dataset in self.comparison.datasets for card in self.cards(dataset)]
+        paths = list(dict.fromkeys(picture.path for card in cards for picture in card.pictures))
+        with ThreadPoolExecutor() as pool:
+            self.images = dict(zip(paths, pool.map(_embed, paths), strict=True))
+
+    def warnings(self) -> list[str]:
+        return list(_warnings(self.comparison))
+
+
+def render(comparison: Comparison, title: str) -> str:
+    """The whole page. Whatever comes from a run directory is escaped by the template."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("relgan.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"score": score, "duration": duration, "command": command, "score_name": score_name}
+    page = Page(comparison, title)
+    page.load_images()
+    template = environment.get_template("page.html")
+    return template.render(page=page, runs=comparison.every, stages=STAGES, colours=COLOURS, direction=direction)
+
+
+def count_statuses(runs: Iterable[RunRecord]) -> list[tuple[str, int]]:
+    """How many runs ended in which way, in the usual order."""
+    counts = Counter(run.status for run in runs)
+    return [(status, counts[status]) for status in STATUSES if counts[status]]
+
+
+def score(value: float | None) -> str:
+    """Four significant digits, never an exponent."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
+
+
+def score_name(key: str) -> str:
+    """eval/fd_digits: FD (digits)."""
+    name = key.removeprefix("eval/")
+    for short, shown in _NAMES.items():
+        if name == short:
+            return shown
+        if name.startswith(f"{short}_"):
+            return f"{shown} ({name.removeprefix(f'{short}_')})"
+    return name.replace("_", " ")
+
+
+_NAMES = {
+    "mode_kl": "Mode KL",
+    "mode_confidence": "Mode confidence",
+    "lpips_diversity": "LPIPS diversity",
+    "modes": "Modes",
+    "fid": "FID",
+    "kid": "KID",
+    "fd": "Fréchet distance",
+    "kd": "Kernel distance",
+    "is": "IS",
+    "score": "Classifier score",
+    "precision": "Precision",
+    "recall": "Recall",
+}
+
+
+def duration(seconds: Any) -> str:
+    if not isinstance(seconds, int | float):
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def command(run: RunRecord) -> str:
+    """The line that starts this job again."""
+    return shlex.join(["relgan-train", *run.command])
+
+
+def _stages(run: RunRecord, end: int) -> Iterator[Picture]:
+    samples = run.samples()
+    nearest: dict[int, list[int]] = {}
+    for stage in range(len(STAGES)):
+        step = min(samples, key=lambda s: abs(s - end * stage / (len(STAGES) - 1)))
+        nearest.setdefault(step, []).append(stage)
+    return (Picture(step, samples[step], tuple(stages)) for step, stages in nearest.items())
+
+
+def _embed(path: Path) -> str:
+    """A picture as a data URI; empty where it is damaged."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+            picture.thumbnail((MAX_PICTURE, MAX_PICTURE))
+            picture.save(buffer, "WEBP", quality=75, method=2)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return ""
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _warnings(comparison: Comparison) -> Iterator[str]:
+    for key in comparison.score_keys():
+        name, board = score_name(key), comparison.board(key)
+        for dataset in comparison.datasets:
+            columns = [column for column in board.columns if column.dataset == dataset]
+            if len(columns) > 1:
+                ways = f"in {len(columns)} ways ({_disagreements(columns)})"
+                yield f"{name} on {dataset} was computed {ways}: separate columns, never ranked together."
+        if any(not column.ranked for column in board.columns):
+            yield f"{name} from weights of unknown origin, or with no record of its protocol, is shown but not ranked."
+    if hidden := [key for key in comparison.differing if key not in comparison.label_options]:
+        yield f"The variants also differ in {', '.join(hidden)}: see Settings before crediting the name alone."
+    for what, consequence in (("versions", "scores may differ slightly"), ("hardware", "times are not comparable")):
+        if differing := _differing_facts(comparison.runs, what):
+            yield f"Runs differ in {what} ({', '.join(differing)}): {consequence}."
+    if count := len(comparison.superseded):
+        yield f"{count} more run(s) repeat a variant, dataset and seed; only the newest finished one of each counts."
+    seeds = {
+        (v, d): tuple(run.seed for run in comparison.of(v, d)) for d in comparison.datasets for v in comparison.variants
+    }
+    if len({found for found in seeds.values() if found}) > 1:
+        yield "Not every variant was run with the same seeds."
+
+
+def _disagreements(columns: Sequence[Column]) -> str:
+    facts = [dict(column.facts) for column in columns]
+    names = sorted({name for each in facts for name in each})
+    return ", ".join(name for name in names if len({each.get(name) for each in facts}) > 1)
+
+
+def _differing_facts(runs: Sequence[RunRecord], what: str) -> list[str]:
+    facts = [found for run in runs if isinstance(found := run.summary.get(what), dict)]
+    names = sorted({name for each in facts for name in each})
+    return [name for name in names if len({str(each.get(name)) for each in facts}) > 1]
