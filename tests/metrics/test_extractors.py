@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import logging
 import socket
 from pathlib import Path
@@ -10,12 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from relgan.cli import app
 from relgan.config import ConfigError, DatasetConfig, MetricsConfig, RelganError
 from relgan.data import sources
 from relgan.metrics.extractors import build_digits, build_extractor
 from relgan.metrics.extractors.base import Extractor
+from relgan.metrics.weights import WeightFile
 
 CPU = torch.device("cpu")
 
@@ -154,7 +159,7 @@ def test_auto_falls_back_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "relgan"):
         extractor = build_extractor(MetricsConfig(), DatasetConfig(name="cifar10"), CPU)
     assert extractor.name == "efficientnet_lite0"
-    assert len(caplog.records) == 1
+    assert [record.message.split()[0] for record in caplog.records] == ["downloading", "scoring"]
     assert "metrics.weights" in caplog.text
 
 
@@ -176,6 +181,27 @@ def test_what_cannot_be_had_is_one_line(options: dict[str, Any], dataset: str, m
     with pytest.raises(RelganError, match=message) as caught:
         build_extractor(MetricsConfig(**options), DatasetConfig(name=dataset), CPU)
     assert "\n" not in str(caught.value)
+
+
+def test_a_download_is_verified_before_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    published = tmp_path / "weights-abc.pth"
+    published.write_bytes(b"published")
+    digest = hashlib.sha256(b"published").hexdigest()
+    good = WeightFile("metrics.weights", published.as_uri(), digest[:8])
+    assert good.find(None).read_bytes() == b"published"
+    cached = tmp_path / "hub" / "checkpoints" / "weights-abc.pth"
+    cached.unlink()
+    with pytest.raises(ConfigError, match=r"metrics\.weights: weights-abc\.pth could not be downloaded .*hash"):
+        WeightFile("metrics.weights", published.as_uri(), "00000000").find(None)
+    assert not list(cached.parent.iterdir())
+
+
+@pytest.mark.parametrize("name", ["default", "quick", "none", "paper_cifar10"])
+def test_switching_the_protocol_leaves_nothing_of_the_other(name: str) -> None:
+    written = OmegaConf.load(app.conf_dir() / "metrics" / f"{name}.yaml")
+    assert set(written) == {field.name for field in dataclasses.fields(MetricsConfig)}
+    assert written.name == name
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])

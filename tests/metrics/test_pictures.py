@@ -56,6 +56,7 @@ def test_what_cannot_be_scored_is_named(tmp_path: Path, content: str) -> None:
         path.mkdir()
     if content == "damaged":
         (path / "x.png").write_bytes(b"nonsense")
-    with pytest.raises(ConfigError, match=r"^images: .*(does not exist|no image files|x\.png: damaged|not a complete zip)") as caught:
+    complaint = r"^images: .*(does not exist|no image files|x\.png: damaged|not a complete zip)"
+    with pytest.raises(ConfigError, match=complaint) as caught:
         Pictures(str(path), "images")
     assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from relgan.config import ConfigError
 
 CONNECT_SECONDS = 15.0
+
+log = logging.getLogger("relgan")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class WeightFile:
         return path if path.is_file() else self._download(path)
 
     def _download(self, path: Path) -> Path:
+        log.info("downloading %s", self.name)
         timeout = socket.getdefaulttimeout()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
