@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from relgan.config import LOSS_NAMES
@@ -98,6 +100,7 @@ class Comparison:
     """
 
     def __init__(self, runs: Sequence[RunRecord]) -> None:
+        self._root = Path(os.path.commonpath([run.path.parent for run in runs])).parent
         every = {key for run in runs for key in run.options}
         self._usual = {key: _most_common(run.options[key] for run in runs if key in run.options) for key in every}
         self._dataset_options = [
@@ -114,6 +117,10 @@ class Comparison:
     @property
     def every(self) -> list[RunRecord]:
         return [*self.runs, *self.superseded]
+
+    def place(self, run: RunRecord) -> Path:
+        """Where a run lies, from the folder that holds all of them: without what is above it on this machine."""
+        return run.path.relative_to(self._root)
 
     def value(self, run: RunRecord, key: str) -> str:
         """An option as text; a job that failed too early to tell is taken to be like the others."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import shlex
 import statistics
 from collections import Counter
@@ -75,6 +76,12 @@ class Page:
         made, real = facts.get("num_images", facts.get("modes_images")), facts.get("reference_images")
         words += [f"{int(made):,} images" + (f" against {int(real):,}" if real else "")] if made else []
         return ", ".join(filter(None, words)) or "protocol not recorded"
+
+    @staticmethod
+    def decimals(board: Board, column: Column) -> int:
+        """As many for a whole column that the smallest mean has three digits."""
+        means = [abs(c.mean) for (_, col), c in board.cells.items() if col == column and c.mean]
+        return min(max(2 - math.floor(math.log10(min(means))), 0), 4) if means else 2
 
     @staticmethod
     def mean(pairs: Sequence[tuple[int, float]], index: int) -> float:
@@ -174,7 +181,7 @@ def render(comparison: Comparison, title: str) -> str:
     environment = Environment(
         loader=PackageLoader("relgan.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"score": score, "duration": duration, "command": command, "score_name": score_name}
+    environment.filters |= {"fixed": fixed, "duration": duration, "command": command, "score_name": score_name}
     page = Page(comparison, title)
     page.load_images()
     template = environment.get_template("page.html")
@@ -187,11 +194,9 @@ def count_statuses(runs: Iterable[RunRecord]) -> list[tuple[str, int]]:
     return [(status, counts[status]) for status in STATUSES if counts[status]]
 
 
-def score(value: float | None) -> str:
-    """Four significant digits, never an exponent."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
+def fixed(value: Any, decimals: int) -> str:
+    """A number with thousands separators; a dash where there is none."""
+    return f"{value:,.{decimals}f}" if isinstance(value, int | float) else "–"
 
 
 def score_name(key: str) -> str:

@@ -37,7 +37,7 @@ def as_csv(comparison: Comparison) -> str:
                 *(last.get(key) for key in keys),
                 *(end(later[key], default=None) for key in keys for end in (min, max)),
                 *(run.protocol.get(fact) for fact in _PROTOCOL),
-                *(run.path, " ".join(run.command), run.error),
+                *(comparison.place(run), " ".join(run.command), run.error),
             ]
         )
     return text.getvalue()
