@@ -118,6 +118,7 @@ def previous(checkpoint: Path) -> Path:
 
 def newest_unfinished(base: Path, config: Mapping[str, Any]) -> Path | None:
     """Newest run directory below ``base`` with a checkpoint, not finished, of this configuration."""
+    import yaml
     from omegaconf import OmegaConf
 
     for path in sorted(base.glob("*/"), reverse=True):
@@ -126,7 +127,7 @@ def newest_unfinished(base: Path, config: Mapping[str, Any]) -> Path | None:
             continue
         try:
             old = OmegaConf.to_container(OmegaConf.load(run.config))
-        except (OSError, ValueError):
+        except (OSError, ValueError, yaml.YAMLError):
             continue
         if isinstance(old, dict) and not any(differences({str(k): v for k, v in old.items()}, config)):
             return path
