@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Kind = Literal["train", "eval"]
+Facts = Mapping[str, Any]
 
 
 class Tracker(Protocol):
@@ -17,8 +18,10 @@ class Tracker(Protocol):
     def run_id(self) -> str | None:
         """Identifies the run to the tracker's service; None where there is none."""
 
-    def log(self, kind: Kind, step: int, time_s: float, values: Mapping[str, float]) -> None:
-        """Record values under their full keys (``train/loss_d``, ``eval/fid``)."""
+    def log(
+        self, kind: Kind, step: int, time_s: float, values: Mapping[str, float], protocol: Facts | None = None
+    ) -> None:
+        """Record values under their full keys (``train/loss_d``, ``eval/fid``), scores with how they were made."""
 
     def log_image(self, key: str, step: int, path: Path, caption: str) -> None:
         """Record one picture that is already in the run directory."""
@@ -35,8 +38,12 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
 
-    def log(self, kind: Kind, step: int, time_s: float, values: Mapping[str, float]) -> None:
-        record = {"kind": kind, "step": step, "time_s": round(time_s, 3), **values}
+    def log(
+        self, kind: Kind, step: int, time_s: float, values: Mapping[str, float], protocol: Facts | None = None
+    ) -> None:
+        record: dict[str, Any] = {"kind": kind, "step": step, "time_s": round(time_s, 3), **values}
+        if protocol is not None:
+            record["protocol"] = protocol
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
@@ -54,9 +61,11 @@ class Trackers:
         self._trackers = trackers
         self.run_id = next((tracker.run_id for tracker in trackers if tracker.run_id), None)
 
-    def log(self, kind: Kind, step: int, time_s: float, values: Mapping[str, float]) -> None:
+    def log(
+        self, kind: Kind, step: int, time_s: float, values: Mapping[str, float], protocol: Facts | None = None
+    ) -> None:
         for tracker in self._trackers:
-            tracker.log(kind, step, time_s, values)
+            tracker.log(kind, step, time_s, values, protocol)
 
     def log_image(self, key: str, step: int, path: Path, caption: str) -> None:
         for tracker in self._trackers:

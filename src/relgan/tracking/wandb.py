@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relgan.config import TrackerConfig
-from relgan.tracking.base import Kind
+from relgan.tracking.base import Facts, Kind
 
 if TYPE_CHECKING:
     import wandb
@@ -26,7 +26,11 @@ class WandbTracker:
         self._run: wandb.Run | None = run
         self.run_id: str | None = run.id
 
-    def log(self, kind: Kind, step: int, time_s: float, values: Mapping[str, float]) -> None:
+    def log(
+        self, kind: Kind, step: int, time_s: float, values: Mapping[str, float], protocol: Facts | None = None
+    ) -> None:
+        if protocol is not None:
+            self._attempt(lambda run: run.config.update({"protocol": dict(protocol)}, allow_val_change=True))
         self._attempt(lambda run: run.log({**values, "step": step, "time_s": time_s}, step=step))
 
     def log_image(self, key: str, step: int, path: Path, caption: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from relgan.config import RelganError
 from relgan.tracking.console import ProgressBar, training_line
@@ -67,8 +67,8 @@ class Loop:
         run, state = self.run, self.state
         log.info("%s", run.describe())
         if state.step == 0:
-            run.save_real_grid()
-            self.look_and_score()
+            self.look(first=True)
+            self.score()
         with ProgressBar(run.total, state.step) as bar:
             self.restart_clock()
             while state.step < run.total and signals.received is None:
@@ -82,7 +82,8 @@ class Loop:
             log.info("stopped by a signal after %d of %d updates", state.step, run.total)
             return self.end("interrupted", 128 + signals.received)
         if state.step > 0:
-            self.look_and_score()
+            self.look()
+            self.score()
         return self.end("finished", 0)
 
     def iterate(self) -> None:
@@ -139,19 +140,21 @@ class Loop:
         # Time between logging points only counts training.
         paused = time.perf_counter()
         if looks:
-            self.run.save_grids(self.last_images())
+            self.look()
         if scores:
             self.score()
         if saves:
             self.save()
         self.interval_started += time.perf_counter() - paused
 
-    def look_and_score(self) -> None:
-        self.run.save_grids(self.last_images())
-        self.score()
-
-    def last_images(self) -> Tensor | None:
-        return None if self.generator_result is None else self.generator_result.images
+    def look(self, *, first: bool = False) -> None:
+        """Save the grids; a disk that is full is no reason to stop."""
+        try:
+            if first:
+                self.run.save_real_grid()
+            self.run.save_grids(None if self.generator_result is None else self.generator_result.images)
+        except OSError as error:
+            log.warning("no pictures at update %d (%s); training goes on", self.state.step, error)
 
     def score(self) -> None:
         """Evaluate; a generator that cannot be scored is reported, and training goes on."""
@@ -161,9 +164,12 @@ class Loop:
         except (ValueError, RelganError) as error:
             log.warning("no scores at update %d: %s", self.state.step, error)
             return
+        if unusable := [key for key, value in scores.items() if not math.isfinite(value)]:
+            log.warning("no scores at update %d: %s not finite", self.state.step, ", ".join(unusable))
+            return
         if not scores:
             return
-        self.run.trackers.log("eval", self.state.step, self.state.seconds, scores)
+        self.run.trackers.log("eval", self.state.step, self.state.seconds, scores, self.run.protocol)
         log.info("%6d/%d  %s", self.state.step, self.run.total, self.run.score_line(scores))
         if self.run.remember(scores):
             self.save_to_best()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from relgan.training.summary import Status, hardware, peak_memory_bytes, update_
 
 if TYPE_CHECKING:
     from relgan.metrics.evaluator import Evaluator
+
+log = logging.getLogger("relgan")
 
 
 @dataclass
@@ -61,13 +64,21 @@ class Run:
         """z ~ N(0, I) from the device's default generator, whose state is in the checkpoint."""
         return torch.randn(self.config.train.batch_size, self.config.model.latent_dim, device=self.device)
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How the scores are made; empty with ``metrics=none``."""
+        return {} if self.evaluator is None else self.evaluator.protocol
+
     def evaluate(self) -> dict[str, float]:
         """Scores of the current generator under their full keys; empty with ``metrics=none``."""
         if self.evaluator is None:
             return {}
-        return self.evaluator.evaluate(
-            self.averaged if self.config.metrics.generator == "ema" else self.state.generator
-        )
+        generator = self.averaged if self.config.metrics.generator == "ema" else self.state.generator
+        scores = self.evaluator.evaluate(generator)
+        neighbours = self.evaluator.neighbours(generator)
+        if neighbours is not None:
+            save_png(neighbours, self.dir.samples / f"neighbours_{self.state.step:08d}.png")
+        return scores
 
     def remember(self, scores: Mapping[str, float]) -> bool:
         """Keep the scores for the summary; True when the first of them that has a direction is the best so far."""
@@ -129,26 +140,28 @@ class Run:
         self, status: Status, *, images_per_second: float | None = None, error: str | None = None
     ) -> None:
         """Replace summary.json; a disk that is full leaves the old one."""
-        self.dir.write_summary(
-            {
-                "status": status,
-                "step": self.state.step,
-                "seconds": round(self.state.seconds, 3),
-                "images_per_second": images_per_second,
-                "peak_memory_bytes": peak_memory_bytes(self.device),
-                "seed": self.config.seed,
-                "final": self.final,
-                "best": self.best,
-                "protocol": {} if self.evaluator is None else self.evaluator.protocol,
-                "data_fingerprint": self.store.fingerprint,
-                "resumed_from": self.resumed_from,
-                "tracker_run_id": self.trackers.run_id,
-                "command": self.command,
-                "versions": versions(),
-                "hardware": hardware(self.device),
-                "error": error,
-            }
-        )
+        summary = {
+            "status": status,
+            "step": self.state.step,
+            "seconds": round(self.state.seconds, 3),
+            "images_per_second": images_per_second,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "seed": self.config.seed,
+            "final": self.final,
+            "best": self.best,
+            "protocol": self.protocol,
+            "data_fingerprint": self.store.fingerprint,
+            "resumed_from": self.resumed_from,
+            "tracker_run_id": self.trackers.run_id,
+            "command": self.command,
+            "versions": versions(),
+            "hardware": hardware(self.device),
+            "error": error,
+        }
+        try:
+            self.dir.write_summary(summary)
+        except OSError as problem:
+            log.warning("summary.json could not be written (%s)", problem)
 
     @staticmethod
     def score_line(scores: Mapping[str, float]) -> str:
