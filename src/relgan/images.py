@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
+import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from relgan.files import atomic_write
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -58,3 +67,45 @@ def save_png(picture: Tensor, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture.numpy()).save(path)
+
+
+def save_each(batches: Iterable[Tensor], path: Path) -> int:
+    """Write every image as a numbered PNG into a zip archive (``path`` ends in .zip) or a directory, as they come.
+
+    Args:
+        batches: uint8 (n, C, H, W), C = 1 or 3.
+
+    Returns:
+        how many.
+    """
+    if path.suffix.lower() != ".zip":
+        path.mkdir(parents=True, exist_ok=True)
+        return _each(batches, lambda name, png: (path / name).write_bytes(png))
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
+        return _each(batches, archive.writestr)
+
+
+def _each(batches: Iterable[Tensor], write: Callable[[str, bytes], object]) -> int:
+    count = 0
+    for batch in batches:
+        for image in batch.cpu():
+            write(f"{count:06d}.png", _png(image))
+            count += 1
+    return count
+
+
+def _png(image: Tensor) -> bytes:
+    from PIL import Image
+
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.contiguous().numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def save_gif(frames: Iterable[PIL.Image.Image], path: Path, *, milliseconds: int) -> None:
+    """Write pictures of one size as an endless animation, one in memory at a time."""
+    rest = iter(frames)
+    first = next(rest)
+    with atomic_write(path) as file:
+        first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)

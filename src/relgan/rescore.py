@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from relgan.config import Config, ConfigError, DatasetConfig, RelganError
+from relgan.config import Config, DatasetConfig, RelganError
 from relgan.data import prepare
 from relgan.metrics.evaluator import Evaluator
 from relgan.metrics.pictures import Pictures
 from relgan.metrics.reference import Images, choose
-from relgan.networks import build_networks
-from relgan.rundir import RunDir
-from relgan.training import checkpoint
 from relgan.training.engine import choose_device, keep_freed_memory
+from relgan.training.generator import load_generator
 
 log = logging.getLogger("relgan")
 
@@ -27,16 +24,6 @@ class Result(NamedTuple):
 
     scores: dict[str, float]
     protocol: dict[str, Any]
-
-
-def load_checkpoint(run: str, which: str) -> dict[str, Any]:
-    """The best or last checkpoint of a run directory, or the checkpoint file ``run`` itself."""
-    if which not in ("best", "last"):
-        raise ConfigError("checkpoint", f"{which!r} is not one of best, last")
-    path = Path(run).expanduser()
-    if path.is_dir():
-        path = RunDir(path).best if which == "best" else RunDir(path).last
-    return checkpoint.load(path)
 
 
 def _device(config: Config) -> torch.device:
@@ -54,12 +41,7 @@ def score_run(saved: dict[str, Any], config: Config) -> Result:
     """
     device = _device(config)
     store = prepare(config.dataset)
-    with torch.random.fork_rng(devices=[]):
-        generator, _ = build_networks(config.model, config.dataset.image_size, store.channels)
-    averaged = config.metrics.generator == "ema" and config.train.ema_decay > 0
-    generator.load_state_dict(saved["ema"]["module"] if averaged else saved["generator"])
-    # The memory format decides which convolution runs, and so the last bits of a score.
-    generator = generator.to(device).to(memory_format=torch.channels_last)
+    generator = load_generator(saved, config, weights=config.metrics.generator, device=device)
     evaluator = Evaluator(
         config.metrics, config.dataset, store, latent_dim=config.model.latent_dim, seed=config.seed, device=device
     )

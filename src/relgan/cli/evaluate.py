@@ -62,7 +62,8 @@ def _names(overrides: list[str]) -> list[str]:
 def _run(own: dict[str, str], overrides: list[str]) -> Result:
     from omegaconf import OmegaConf
 
-    from relgan.rescore import load_checkpoint, score_run
+    from relgan.rescore import score_run
+    from relgan.training.generator import load_checkpoint
 
     composed = app.compose(overrides)
     saved = load_checkpoint(own["run"], own.get("checkpoint", "best"))

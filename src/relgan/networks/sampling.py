@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,46 @@ def _checked(images: Tensor) -> Tensor:
     return images
 
 
+def spherical(a: Tensor, b: Tensor, steps: int) -> Tensor:
+    """Walk from ``a`` to ``b`` along a great circle (White 2016, arXiv 1609.04468), both ends included.
+
+    Straight lines between Gaussian latents pass through lengths that training never drew.
+
+    Args:
+        a, b: (N, D).
+
+    Returns:
+        (steps, N, D).
+    """
+    cosine = nn.functional.cosine_similarity(a, b, dim=1).clamp(-1, 1)
+    angle = cosine.acos().clamp(min=1e-4)[:, None]  # nearly parallel: the formula becomes a straight line
+    t = torch.linspace(0, 1, steps).to(a)[:, None, None]
+    return ((1 - t) * angle).sin() / angle.sin() * a + (t * angle).sin() / angle.sin() * b
+
+
 @torch.no_grad()
+def generate(network: nn.Module, batches: Iterable[Tensor], *, mode: str = "eval") -> Iterator[Tensor]:
+    """Yield uint8 (n, C, H, W) for each batch of latents (n, D).
+
+    Args:
+        network: maps latents to images in [−1, 1]; its mode and buffers are restored at the end.
+        mode: "eval" uses batch norm's running statistics, "train" those of each batch (the reference protocol).
+
+    Raises:
+        ValueError: the network returned values that are not finite, or far outside [−1, 1].
+    """
+    was_training = network.training
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    network.train(mode == "train")
+    try:
+        for z in batches:
+            yield to_uint8(_checked(network(z)))
+    finally:
+        network.train(was_training)
+        for name, buffer in network.named_buffers():
+            buffer.copy_(buffers[name])
+
+
 def sample_images(
     network: nn.Module,
     count: int,
@@ -36,6 +75,7 @@ def sample_images(
     seed: int,
     batch_size: int = 100,
     mode: str = "eval",
+    truncation: float = 1.0,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Tensor]:
@@ -44,24 +84,20 @@ def sample_images(
     Of several ranks each yields every ``world_size``-th batch: together the same images as one alone.
 
     Args:
-        network: maps (N, latent_dim) to images in [−1, 1]; its mode and buffers are restored at the end.
+        network, mode: as for :func:`generate`.
         seed: of the latents only; global and training generators are not used.
-        mode: "eval" uses batch norm's running statistics, "train" those of each batch (the reference protocol).
+        truncation: factor of the latents; below 1 images are safer and more alike.
 
     Raises:
         ValueError: the network returned values that are not finite, or far outside [−1, 1].
     """
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    was_training = network.training
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    network.train(mode == "train")
-    try:
+
+    def draw() -> Iterator[Tensor]:
         for number, start in enumerate(range(0, count, batch_size)):
             z = latents(min(batch_size, count - start), latent_dim, generator, device)
             if number % world_size == rank:
-                yield to_uint8(_checked(network(z)))
-    finally:
-        network.train(was_training)
-        for name, buffer in network.named_buffers():
-            buffer.copy_(buffers[name])
+                yield z * truncation
+
+    return generate(network, draw(), mode=mode)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relgan.config import RelganError
 
@@ -33,23 +33,23 @@ def build_workspace(entity: str, project: str) -> ws.Workspace:
         RelganError: wandb-workspaces is not installed.
     """
     try:
-        import wandb_workspaces.reports.v2 as wr
         import wandb_workspaces.workspaces as ws
+        from wandb_workspaces.reports.v2.interface import BarPlot, LinePlot, MediaBrowser
     except ImportError as error:
         raise RelganError("wandb-workspaces is missing: pip install 'relgan[dashboard]'") from error
 
-    def curves(title: str, *keys: str, log: bool = False) -> wr.LinePlot:
-        return wr.LinePlot(
+    def curves(title: str, *keys: str, log: bool = False) -> LinePlot:
+        return LinePlot(
             title=title, x="step", y=list(keys), log_y=log, groupby_aggfunc="mean", groupby_rangefunc="minmax"
         )
 
-    bars = [
-        wr.BarPlot(title=title, metrics=[key], groupby_aggfunc="mean", groupby_rangefunc="stddev")
+    bars: list[Any] = [
+        BarPlot(title=title, metrics=[key], groupby_aggfunc="mean", groupby_rangefunc="stddev")
         for key, title in SCORES.items()
     ]
-    critic = [curves(title, *keys) for title, keys in CRITIC.items()]
-    norms = [curves(title, key, log=True) for title, key in NORMS.items()]
-    pictures = wr.MediaBrowser(title="The same noise in every run", media_keys=["samples/fixed_noise"], num_columns=3)
+    critic: list[Any] = [curves(title, *keys) for title, keys in CRITIC.items()]
+    norms: list[Any] = [curves(title, key, log=True) for title, key in NORMS.items()]
+    pictures = MediaBrowser(title="The same noise in every run", media_keys=["samples/fixed_noise"], num_columns=3)
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -79,7 +79,7 @@ def save_dashboard(entity: str, project: str) -> str:
     if not wandb.login(prompt=False, verify=False):
         raise RelganError("wandb: no API key on this machine; run `wandb login` or set WANDB_API_KEY")
     try:
-        return str(workspace.save().url)
+        return str(workspace.save().url)  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever breaks in W&B is for the user to mend, not a bug here
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RelganError(f"wandb: {entity}/{project}: {reason}") from error
