@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format bench clean
+.PHONY: help setup train test test-slow lint format bench gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,11 @@ bench: setup ## measure the training step, the scores and the data path
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.scores
 	$(BIN)/python -m benchmarks.data
+
+gpu-check: setup ## on a CUDA machine: its tests and a CIFAR-10 training (IMAGES=cifar10.zip)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/relgan-train device=cuda name=gpu-check model=cnn32 loss=ralsgan dataset=folder dataset.path=$(IMAGES) \
+	    dataset.image_size=32 train.batch_size=32 train.iterations=50000 metrics.every=10000
 
 clean: ## remove what make created, but not outputs/
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

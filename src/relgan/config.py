@@ -159,7 +159,7 @@ class OptimizerConfig:
 
 @dataclass
 class TrainConfig:
-    iterations: int | None = _opt(1500, "generator updates", ge=0)
+    iterations: int | None = _opt(2000, "generator updates", ge=0)
     epochs: float | None = _opt(None, "instead of iterations: passes of the critic over the data", gt=0)
     batch_size: int = _opt(64, "real images per critic update, over all devices", ge=2)
     redraw_real: bool = _opt(True, "relativistic losses draw new real images for the generator's update")

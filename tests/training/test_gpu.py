@@ -1,0 +1,63 @@
+"""What must hold on a CUDA device; `make gpu-check` runs these where there is one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from relgan.config import ModelConfig, OptimizerConfig, PenaltyConfig
+from relgan.losses import get_loss
+from relgan.networks import build_networks
+from relgan.penalties import build_penalty
+from relgan.training.schedule import build_optimizers
+from relgan.training.step import Precision, Step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def _step(device: str, networks: tuple[torch.nn.Module, torch.nn.Module], loss: str, penalty: PenaltyConfig) -> Step:
+    generator, critic = (copy.deepcopy(n).to(device, memory_format=torch.channels_last) for n in networks)
+    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(), generator, critic)
+    return Step(
+        generator=generator,
+        critic=critic,
+        loss=get_loss(loss),
+        penalty=build_penalty(penalty),
+        optimizer_g=optimizer_g,
+        optimizer_d=optimizer_d,
+        precision=Precision(torch.device(device), "fp32"),
+    )
+
+
+@pytest.mark.parametrize(("loss", "penalty"), [("sgan", "none"), ("ragan", "none"), ("rsgan", "r1r2")])
+def test_cuda_equals_cpu_in_fp32(loss: str, penalty: str) -> None:
+    """The same updates from the same weights, images and latents, within float32's rounding."""
+    torch.manual_seed(0)
+    networks = build_networks(ModelConfig(name="dcgan", width=8, latent_dim=16), 32, 3)
+    options = PenaltyConfig(name=penalty, weight=0.0 if penalty == "none" else 1.0)
+    steps = {device: _step(device, networks, loss, options) for device in ("cpu", "cuda")}
+    real, z = torch.rand(8, 3, 32, 32) * 2 - 1, torch.randn(8, 16)
+    losses = {
+        device: [
+            step.update_critic(real.to(device), z.to(device)).loss.item(),
+            step.update_generator(real.to(device), z.to(device)).loss.item(),
+        ]
+        for device, step in steps.items()
+    }
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3, abs=1e-4)
+
+
+def test_divergence_on_cuda_keeps_the_last_good_weights() -> None:
+    networks = build_networks(ModelConfig(name="dcgan", width=8, latent_dim=16), 32, 3)
+    step = _step("cuda", networks, "sgan", PenaltyConfig())
+    before = copy.deepcopy(step.critic.state_dict())
+    real = torch.full((8, 3, 32, 32), torch.nan, device="cuda")
+    step.update_critic(real, torch.randn(8, 16, device="cuda"))
+    assert step.diverged.item() == 1
+    weights = dict(step.critic.named_parameters())
+    assert all(torch.equal(weights[name], before[name]) for name in weights)
