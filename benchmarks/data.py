@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import statistics
 import tempfile
 import time
 import zipfile
@@ -15,14 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from relgan.config import DatasetConfig
 from relgan.data import PackedStore, prepare
 from relgan.data.decode import square
-from relgan.data.sampler import Batches, Sampler
-from relgan.training.engine import keep_freed_memory
 
 SIZE = (178, 218)
 COUNT = 4000
@@ -53,29 +51,27 @@ def plain(data: bytes) -> np.ndarray:
     return np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC))
 
 
-def best(work: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
-    """Seconds of the fastest of several rounds; processor time by default, since others may use the cores."""
-    seconds = []
+def rounds(*works: Callable[[], object], clock: Callable[[], float] = time.process_time) -> list[list[float]]:
+    """Seconds of each work in each round, taking turns; processor time, since others may use the cores."""
+    seconds: list[list[float]] = [[] for _ in works]
     for _ in range(ROUNDS):
-        start = clock()
-        work()
-        seconds.append(clock() - start)
-    return min(seconds)
+        for work, record in zip(works, seconds, strict=True):
+            start = clock()
+            work()
+            record.append(clock() - start)
+    return seconds
 
 
 def decoding(files: list[bytes]) -> None:
     few = files[:500]
-    slow = len(few) / best(lambda: [plain(data) for data in few])
-    fast = len(few) / best(lambda: [square(data, 64) for data in few])
+    slow, fast = rounds(lambda: [plain(data) for data in few], lambda: [square(data, 64) for data in few])
+    ratio = statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+    print("decode, crop, resize 178×218 → 64×64, one core, fastest round:")
+    print(f"  {len(few) / min(fast):,.0f} images/s; plain Pillow {len(few) / min(slow):,.0f}; median ratio {ratio:.2f}")
     exact = np.stack([plain(data) for data in few]).astype(float)
     error = np.abs(np.stack([square(data, 64) for data in few]) - exact)
     rms = np.sqrt(np.square(error).mean())
-    print(f"decode, crop, resize 178×218 → 64×64, one core: {fast:,.0f} images/s (plain Pillow {slow:,.0f},", end=" ")
-    print(f"{fast / slow:.2f}×)")
-    print(
-        f"  against decoding whole: mean |error| {error.mean():.2f} of 255, RMS {rms:.2f}, largest {error.max():.0f},"
-    )
-    print(f"  PSNR {20 * np.log10(255 / rms):.1f} dB")
+    print(f"  against decoding whole: mean |error| {error.mean():.2f} of 255, RMS {rms:.2f}, largest {error.max():.0f}")
 
 
 def preparing(files: list[bytes], folder: Path) -> PackedStore:
@@ -87,18 +83,25 @@ def preparing(files: list[bytes], folder: Path) -> PackedStore:
     store = prepare(config, progress=False)
     seconds = time.perf_counter() - start
     print(f"prepare {len(store):,} of them: {seconds:.1f} s on {os.cpu_count()} cores, start of processes included")
-    print(f"open what is prepared: {1e3 * best(lambda: prepare(config), time.perf_counter):.1f} ms")
+    (again,) = rounds(lambda: prepare(config), clock=time.perf_counter)
+    print(f"open what is prepared: {1e3 * statistics.median(again):.1f} ms")
     return store
 
 
 def sampling(store: PackedStore) -> None:
+    # Here, so that the processes that prepare need not import torch.
+    import torch
+
+    from relgan.data.sampler import Batches, Sampler
+    from relgan.training.engine import keep_freed_memory
+
     torch.set_num_threads(1)
     keep_freed_memory()  # as training does
     for residence in ("host", "device"):
         for hflip in (False, True):
             batches = Batches(store, Sampler(len(store), 64, "epoch", 0), torch.device("cpu"), hflip, residence)
-            milliseconds = best(lambda b=batches: [b.next() for _ in range(100)]) / 100 * 1e3
-            print(f"batch of 64 at 64×64 ({residence}, hflip={hflip}), one core: {milliseconds:.2f} ms")
+            (seconds,) = rounds(lambda b=batches: [b.next() for _ in range(100)])
+            print(f"batch of 64 at 64×64 ({residence}, hflip={hflip}), one core: {10 * min(seconds):.2f} ms")
 
 
 def main() -> None:

@@ -233,3 +233,52 @@ def test_peak_memory_does_not_grow_with_the_data(sample_data: Path, cache: Path,
     # 10,000 more images are 117 MiB of pixels; their names alone may cost a little.
     assert peaks[1][0] < peaks[0][0] + 15
     assert peaks[1][1] < peaks[0][1] + 15
+
+
+SLOW_SCRIPT = """
+import time
+import numpy as np
+from pathlib import Path
+from relgan.data import build
+from relgan.data.sources import Source
+
+class Slow(Source):
+    def __len__(self):
+        return 100
+    def read(self, index):
+        time.sleep(0.1)
+        return np.zeros((4, 4, 3), np.uint8)
+    def name(self, index):
+        return str(index)
+
+if __name__ == "__main__":
+    build._MIN_IMAGES_PER_WORKER = 1
+    build._cores = lambda: 2
+    build._CHUNK_BYTES = 1
+    build.build(Slow(), Path("made").absolute(), 4, np.arange(100), {"name": "slow"}, False)
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    def workers() -> list[Path]:
+        spawned = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if str(tmp_path) in str((process / "cwd").readlink()) and int(process.name) != parent.pid:
+                    spawned.append(process)
+            except OSError:
+                continue
+        return spawned
+
+    (tmp_path / "slow.py").write_text(SLOW_SCRIPT)
+    parent = subprocess.Popen([sys.executable, "slow.py"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.glob(".made.partial*")) or len(workers()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)
+    parent.kill()
+    parent.wait(timeout=60)
+    while workers():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

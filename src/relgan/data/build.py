@@ -6,9 +6,11 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relgan.config import ConfigError
+from relgan.config import ConfigError, RelganError
 from relgan.data.cache import progress_bar
 from relgan.data.decode import Unusable
 from relgan.data.sources import Source
@@ -101,6 +103,8 @@ def _chunks(source: Source, size: int, indices: NDArray[np.int64]) -> Iterator[_
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(source, size))
     try:
         yield from _ordered(pool, pieces, ahead=2 * workers)
+    except BrokenProcessPool as error:
+        raise RelganError("a process that was reading images was killed (out of memory?); run it again") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -135,7 +139,16 @@ def _start_worker(source: Source, size: int) -> None:
     global _worker
     # Ctrl-C reaches every process of the terminal; the parent alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = (source, size)
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its workers to stop, and they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _read_in_worker(indices: NDArray[np.int64]) -> _Chunk:

@@ -41,7 +41,7 @@ class Files:
         self.entries = sorted(
             (number, name)
             for number, root in enumerate(roots)
-            for name in (_directory_names(root) if root.is_dir() else self._zip_names(number))
+            for name in ((n for n, _ in _below(root)) if root.is_dir() else self._zip_names(number))
             if not _is_metadata(name)
         )
 
@@ -127,22 +127,21 @@ def looks_like_html(path: Path) -> bool:
 def identity(path: Path) -> str:
     """Changes when the file, or any file below the directory, is added, removed, renamed or rewritten."""
     digest = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape"))
-    names = sorted(_directory_names(path)) if path.is_dir() else [""]
-    for name in names:
-        status = (path / name).stat()
+    stats = {"": path.stat()} if path.is_file() else {name: file.stat() for name, file in _below(path)}
+    for name, status in sorted(stats.items()):
         line = f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
-def _directory_names(root: Path) -> Iterator[str]:
-    """Relative names of the files below ``root``; links to directories, perhaps circular, are not followed."""
-    for folder, _, names in os.walk(root):
-        prefix = os.path.relpath(folder, root)
-        for name in names:
-            relative = name if prefix == "." else f"{prefix}/{name}"
-            if (root / relative).is_file():
-                yield relative
+def _below(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Relative names and entries of the files below a directory; links to directories, perhaps circular, are left."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(entry.path, f"{prefix}{entry.name}/")
+            elif entry.is_file():
+                yield prefix + entry.name, entry
 
 
 def _is_metadata(name: str) -> bool:
