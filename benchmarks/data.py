@@ -1,7 +1,7 @@
 """The data path: decoding JPEGs of CelebA's size, preparing, opening and sampling. Run: python -m benchmarks.data
 
 The pictures are CelebA's where RELGAN_TEST_DATA names a folder with its half-size sample (enlarged to 178×218 and
-saved at quality 88, about 7.7 kB each, as the originals), else smooth noise saved to about the same size.
+saved at quality 88), else smooth noise.
 """
 
 from __future__ import annotations

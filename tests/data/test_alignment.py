@@ -86,7 +86,7 @@ def test_the_image_turns_with_the_points(degrees: float) -> None:
     # A soft dot per channel, exactly at the left eye, the right eye and the mouth.
     dots = [np.exp(-((x - px) ** 2 + (y - py) ** 2) / 18) for px, py in points[:3]]
     image = Image.fromarray(np.rint(255 * np.stack(dots, axis=-1)).astype(np.uint8))
-    level = np.asarray(level_image(image, points)).astype(float)
+    level = np.asarray(level_image(image, points, (0, 0, 100, 100))).astype(float)
     assert level.shape == (100, 100, 3)
     for (px, py), seen in zip(FACE[:3], np.moveaxis(level, -1, 0), strict=True):
         near = np.where(np.hypot(x - px, y - py) < 12, seen, 0)
@@ -96,7 +96,7 @@ def test_the_image_turns_with_the_points(degrees: float) -> None:
 
 def test_what_turns_in_from_outside_is_grey() -> None:
     points = turned(FACE, 45, about=(50, 50))
-    assert np.asarray(level_image(Image.new("RGB", (100, 100)), points))[0, 0].tolist() == [128, 128, 128]
+    assert np.asarray(level_image(Image.new("RGB", (100, 100)), points, (0, 0, 9, 9)))[0, 0].tolist() == [128] * 3
 
 
 def test_the_crop_is_as_wide_as_the_ears_with_the_eyes_at_two_fifths() -> None:
@@ -116,6 +116,17 @@ def test_a_crop_that_ends_outside_is_clipped() -> None:
 def test_a_face_outside_the_picture_leaves_nothing() -> None:
     left, top, right, bottom = crop_box(FACE + 500, 100, 100)
     assert (right - left, bottom - top) == (0, 0)
+
+
+@pytest.mark.parametrize("degrees", [-35, 10, 60])
+def test_the_cut_is_what_rotating_everything_and_cropping_gives(degrees: float) -> None:
+    points = turned(FACE, degrees, about=(50, 50))
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    image, box = Image.fromarray(noise), (20, 30, 75, 90)
+    x, y = eye_centre(points)
+    rotated = image.rotate(degrees, Image.Resampling.BILINEAR, center=(x + 0.5, y + 0.5), fillcolor=(128, 128, 128))
+    cut = np.asarray(level_image(image, points, box)).astype(int)
+    assert np.abs(cut - np.asarray(rotated.crop(box))).max() <= 1
 
 
 @pytest.mark.parametrize("degrees", [0, 25])

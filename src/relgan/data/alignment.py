@@ -57,15 +57,6 @@ def level_points(points: Points) -> Points:
     return turned
 
 
-def level_image(image: Image.Image, points: Points) -> Image.Image:
-    """Rotate the image as :func:`level_points` does the points: same canvas, bilinear, filled with grey."""
-    x, y = eye_centre(points)
-    # Pillow measures from a pixel's corner, annotations from its centre.
-    centre = (x + 0.5, y + 0.5)
-    angle = math.degrees(eye_angle(points))
-    return image.rotate(angle, Image.Resampling.BILINEAR, center=centre, fillcolor=_GREY)
-
-
 def crop_box(levelled: Points, width: int, height: int) -> Box:
     """The face: as wide and high as the ears are apart, eyes centred and at two fifths of the height.
 
@@ -82,7 +73,20 @@ def crop_box(levelled: Points, width: int, height: int) -> Box:
     return round(left), round(top), round(max(left, right)), round(max(top, bottom))
 
 
+def level_image(image: Image.Image, points: Points, box: Box) -> Image.Image:
+    """The part ``box`` of the image rotated as :func:`level_points` does the points: bilinear, grey outside.
+
+    The rest of the rotated image, most of it, is never computed.
+    """
+    cos, sin = math.cos(eye_angle(points)), math.sin(eye_angle(points))
+    # Pillow measures from a pixel's corner, annotations from its centre.
+    x, y = (coordinate + 0.5 for coordinate in eye_centre(points))
+    left, top, right, bottom = box
+    matrix = (cos, -sin, x - cos * (x - left) + sin * (y - top), sin, cos, y - sin * (x - left) - cos * (y - top))
+    size = (right - left, bottom - top)
+    return image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=_GREY)
+
+
 def align(image: Image.Image, points: Points, box: Box, size: int) -> NDArray[np.uint8]:
     """Turn, cut and resize: an RGB image to uint8 [size, size, 3]."""
-    face = level_image(image, points).crop(box)
-    return np.asarray(face.resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(level_image(image, points, box).resize((size, size), Image.Resampling.BICUBIC))
