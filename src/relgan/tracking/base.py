@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+log = logging.getLogger("relgan")
 
 Kind = Literal["train", "eval"]
 Facts = Mapping[str, Any]
@@ -44,14 +47,20 @@ class JsonLines:
         record: dict[str, Any] = {"kind": kind, "step": step, "time_s": round(time_s, 3), **values}
         if protocol is not None:
             record["protocol"] = protocol
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:  # what did not fit stays in the buffer, and is written when there is room
+            log.warning("%s could not be written (%s); training goes on", self._file.name, error)
 
     def log_image(self, key: str, step: int, path: Path, caption: str) -> None:
         """Pictures are files beside metrics.jsonl; nothing to record."""
 
     def close(self, exit_code: int) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            log.warning("%s could not be written (%s)", self._file.name, error)
 
 
 class Trackers:

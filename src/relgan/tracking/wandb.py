@@ -139,7 +139,11 @@ def _mode(config: TrackerConfig) -> str | None:
         return config.mode
     if "WANDB_MODE" in os.environ:
         return None
-    return None if wandb.login(prompt=False) else "offline"
+    try:
+        return None if wandb.login(prompt=False) else "offline"
+    except Exception as error:  # a key that is malformed, or that nobody confirms
+        log.warning("W&B did not answer (%s): recording offline", _short(error))
+        return "offline"
 
 
 def _define(run: wandb.Run) -> None:
