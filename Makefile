@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format bench gpu-check clean
+.PHONY: help setup train test test-slow lint format browser bench gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,12 @@ lint: setup ## ruff, format check, mypy --strict
 format: setup ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+browser: ## install chromium, which the tests of the comparison page drive (Debian, Ubuntu; as root)
+	@if command -v chromium >/dev/null; then echo "chromium is installed"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -q update && apt-get install -y -q --no-install-recommends chromium; \
+	else echo "install chromium (apt-get install chromium), or set CHROMIUM to a Chrome; without it those tests are skipped"; fi
 
 bench: setup ## measure the training step, the scores and the data path
 	$(BIN)/python -m benchmarks.step

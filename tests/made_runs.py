@@ -45,7 +45,7 @@ def options(loss: str, dataset: str, seed: int, **changed: Any) -> dict[str, Any
     }
     for key, value in changed.items():
         group, _, option = key.partition("__")
-        config[group][option] = value
+        config.setdefault(group, {})[option] = value
     return config
 
 

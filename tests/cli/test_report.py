@@ -1,0 +1,112 @@
+"""relgan-report: what it writes, what it escapes, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from made_runs import make_run, make_sweep
+from relgan.cli import report
+from relgan.report import write_report
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["relgan-report", *arguments])
+    report.main()
+
+
+def test_several_sweeps_make_one_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "short" / "loss=ragan,seed=1", train__iterations=500)
+    make_run(tmp_path / "long" / "loss=ragan,seed=1", train__iterations=1000)
+    call(monkeypatch, "short", "long/loss=ragan,seed=1", "out=compared.html")
+    page = (tmp_path / "compared.html").read_text()
+    assert "iterations=500" in page
+    assert "iterations=1000" in page
+    assert (tmp_path / "results.csv").read_text().count("\n") == 3
+    assert "compared.html" in capsys.readouterr().out
+
+
+def test_the_exact_command_of_every_job_is_there(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "s", ["ragan", "sgan"], ["digits"], 2)
+    page = write_report([tmp_path / "s"], tmp_path).read_text()
+    for loss in ("ragan", "sgan"):
+        for seed in (1, 2):
+            assert f"relgan-train loss={loss} dataset=digits seed={seed}<" in page
+    assert "RuntimeError: out of memory" in page
+    assert "1 diverged" in page
+
+
+def test_everything_from_a_run_directory_is_escaped(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script>\"'&"
+    make_run(tmp_path / "a" / "<img src=x>", evil, f"cifar{evil}", error=evil, model__name=evil)
+    make_run(tmp_path / "a" / "b", "sgan", model__name="dcgan")
+    page = write_report([tmp_path / "a"], tmp_path).read_text()
+    assert "alert(1)" in page
+    assert "<script>alert" not in page
+    assert "<img src=x>" not in page
+    assert page.count("</script>") == 1
+
+
+def test_the_page_asks_for_nothing_from_the_network(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "s", ["ragan", "sgan"], ["digits"], 1)
+    page = write_report([tmp_path / "s"], tmp_path).read_text()
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "default-src 'none'" in page
+
+
+def test_no_torch_is_imported(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    code = (
+        "import sys; from relgan.cli import report; sys.argv = ['relgan-report', *sys.argv[1:]]; report.main(); "
+        "assert not {'torch', 'wandb', 'matplotlib'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a"), f"out={tmp_path / 'r.html'}"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere"], "/nowhere is not a directory"),
+        (["EMPTY"], "holds no run directory"),
+        (["out=a.html"], "give a sweep, a run directory"),
+        (["EMPTY", "out=a.pdf"], "out: a.pdf does not end in .html"),
+        (["EMPTY", "title=x"], "title: no such option"),
+        (["RUN", "out=RUN/config.yaml/a.html"], "cannot be written"),
+        (["wandb", "project"], "wandb: give one ENTITY/PROJECT"),
+        (["wandb", "a/b", "c"], "wandb: give one ENTITY/PROJECT"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_2(
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    run = make_run(tmp_path / "run")
+    places = {"EMPTY": str(tmp_path / "empty"), "RUN": str(run)}
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, *(a.replace("EMPTY", places["EMPTY"]).replace("RUN", places["RUN"]) for a in arguments))
+    assert caught.value.code == 2
+    shown = capsys.readouterr().err.strip().splitlines()
+    assert len(shown) == 1
+    assert message in shown[0]
+
+
+def test_the_dashboard_without_a_key_is_one_line() -> None:
+    pytest.importorskip("wandb_workspaces", reason="the dashboard extra is not installed")
+    code = "import sys; sys.argv = ['relgan-report', 'wandb', 'a/b']; from relgan.cli import report; report.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line == "relgan-report: wandb: no API key on this machine; run `wandb login` or set WANDB_API_KEY"

@@ -1,0 +1,215 @@
+"""What counts as the same variant, what shares a column, and the statistics over seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from made_runs import PROTOCOL, STEPS, make_run, make_sweep, scores
+from relgan.config import RelganError
+from relgan.report.collect import find_runs, read_run
+from relgan.report.compare import POINTS, Comparison, curve
+from relgan.report.page import Page, score_name
+from relgan.report.table import as_csv
+
+
+def compare(*paths: Path) -> Comparison:
+    return Comparison([read_run(path) for path in find_runs(paths)])
+
+
+def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
+    made = [make_run(tmp_path / "a" / "b" / str(seed), seed=seed) for seed in (1, 2)]
+    (tmp_path / "a" / "notes").mkdir()
+    assert find_runs([tmp_path, made[0]]) == [path.resolve() for path in made]
+    with pytest.raises(RelganError, match="notes holds no run directory"):
+        find_runs([tmp_path / "a" / "notes"])
+    with pytest.raises(RelganError, match="nowhere is not a directory"):
+        find_runs([tmp_path / "nowhere"])
+
+
+def test_seeds_are_one_variant(tmp_path: Path) -> None:
+    comparison = compare(make_sweep(tmp_path / "s", ["ragan", "sgan"], ["digits", "cifar10"], 3))
+    assert comparison.variants == ["sgan", "ragan"]  # in the order of the known losses
+    assert comparison.datasets == ["cifar10", "digits"]
+    assert [run.seed for run in comparison.of("ragan", "digits")] == [1, 2, 3]
+
+
+def test_other_options_are_compared_too(tmp_path: Path) -> None:
+    for n_critic in (1, 5):
+        make_run(tmp_path / str(n_critic), optimizer__n_critic=n_critic)
+    assert compare(tmp_path).variants == ["n_critic=1", "n_critic=5"]
+    make_run(tmp_path / "sgan", "sgan")
+    assert compare(tmp_path).variants == ["sgan · n_critic=1", "ragan · n_critic=1", "ragan · n_critic=5"]
+
+
+def test_budgets_can_be_compared(tmp_path: Path) -> None:
+    for iterations in (500, 1000):
+        make_run(tmp_path / str(iterations), train__iterations=iterations)
+    assert compare(tmp_path).variants == ["iterations=1000", "iterations=500"]
+
+
+def test_an_option_that_follows_from_the_loss_stays_out_of_the_name_but_not_out_of_sight(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", "ragan")
+    make_run(tmp_path / "b", "wgan_gp", penalty__name="gp", penalty__weight=10.0)
+    comparison = compare(tmp_path)
+    assert comparison.variants == ["wgan_gp", "ragan"]
+    assert comparison.differing == ["loss.name", "penalty.name", "penalty.weight"]
+    assert any("penalty.name, penalty.weight" in line for line in Page(comparison, "").warnings())
+
+
+def test_means_spread_and_extremes_are_those_of_the_finished_seeds(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        make_run(tmp_path / f"r{seed}", "ragan", seed=seed)
+        make_run(tmp_path / f"s{seed}", "sgan", seed=seed)
+    make_run(tmp_path / "r4", "ragan", seed=4, status="diverged", ended=0.5)
+    board = compare(tmp_path).board("eval/fd_digits")
+    (column,) = board.columns
+    cell = board.cells["ragan", column]
+    finals = [scores("ragan", seed, 1.0)["eval/fd_digits"] for seed in (1, 2, 3)]
+    assert cell.mean == pytest.approx(statistics.fmean(finals))
+    assert cell.sd == pytest.approx(statistics.stdev(finals))
+    first = max(scores("ragan", seed, 250 / STEPS)["eval/fd_digits"] for seed in (1, 2, 3, 4))
+    assert (cell.low, cell.high) == (pytest.approx(min(finals)), pytest.approx(first))
+    assert board.variants == ["ragan", "sgan"]
+    assert board.best(column) == "ragan"
+
+
+def test_time_to_reach_is_the_first_evaluation_at_least_that_good(tmp_path: Path) -> None:
+    for loss in ("ragan", "rsgan", "sgan"):
+        make_run(tmp_path / loss, loss)
+    board = compare(tmp_path).board("eval/modes")
+    (column,) = board.columns
+    finals = {loss: scores(loss, 1, 1.0)["eval/modes"] for loss in ("ragan", "rsgan", "sgan")}
+    threshold = sorted(finals.values())[1]
+    assert board.thresholds[column] == threshold
+    for loss, final in finals.items():
+        expected = [s for s in range(250, STEPS + 1, 250) if scores(loss, 1, s / STEPS)["eval/modes"] >= threshold]
+        assert board.cells[loss, column].reached == ([(expected[0], expected[0] / 10)] if final >= threshold else [])
+
+
+def test_a_run_whose_last_evaluation_failed_has_no_final_score(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a")
+    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_text("".join(line for line in lines if f'"step": {STEPS}' not in line))
+    board = compare(path).board("eval/modes")
+    assert board.cells["ragan", board.columns[0]].mean is None
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        {"num_images": 50000},
+        {"reference_images": 100},
+        {"extractor": "inception"},
+        {"weights": "def"},
+        {"reference": {"name": "stacked_digits", "fingerprint": "beef"}},
+        {"generator": "raw"},
+        {"precision": "bf16"},
+    ],
+)
+def test_scores_made_differently_never_share_a_column(tmp_path: Path, fact: dict[str, Any]) -> None:
+    make_run(tmp_path / "a", "ragan")
+    make_run(tmp_path / "b", "sgan", protocol={**PROTOCOL, **fact})
+    comparison = compare(tmp_path)
+    board = comparison.board("eval/fd_digits")
+    assert len(board.columns) == 2
+    assert all(board.best(column) is None for column in board.columns)
+    assert any("2 ways" in line and next(iter(fact)) in line for line in Page(comparison, "").warnings())
+
+
+def test_what_does_not_change_a_score_does_not_split_it(tmp_path: Path) -> None:
+    same = {"seed": 7, "batch_size": 50, "versions": {"numpy": "3"}, "metrics": "quick"}
+    make_run(tmp_path / "a", "ragan")
+    make_run(tmp_path / "b", "sgan", protocol={**PROTOCOL, **same})
+    assert len(compare(tmp_path).board("eval/fd_digits").columns) == 1
+    make_run(tmp_path / "c", "rsgan", protocol={**PROTOCOL, "num_images": 500})
+    assert len(compare(tmp_path).board("eval/fd_digits").columns) == 2
+    assert len(compare(tmp_path).board("eval/modes").columns) == 1  # counted on images of its own
+
+
+@pytest.mark.parametrize("protocol", [{**PROTOCOL, "weights_known": False}, {}])
+def test_unknown_weights_are_shown_but_never_ranked(tmp_path: Path, protocol: dict[str, Any]) -> None:
+    for loss in ("ragan", "sgan"):
+        make_run(tmp_path / loss, loss, protocol=protocol)
+    comparison = compare(tmp_path)
+    board = comparison.board("eval/fd_digits")
+    assert board.cells["ragan", board.columns[0]].mean is not None
+    assert board.best(board.columns[0]) is None
+    assert board.variants == comparison.variants
+    assert any("not ranked" in line for line in Page(comparison, "").warnings())
+
+
+def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
+    make_run(tmp_path / "1", status="interrupted", ended=0.5)
+    make_run(tmp_path / "2")
+    make_run(tmp_path / "3", status="interrupted", ended=0.25)
+    comparison = compare(tmp_path)
+    assert [run.path.name for run in comparison.runs] == ["2"]
+    assert len(comparison.superseded) == 2
+    assert any("2 more run(s) repeat" in line for line in Page(comparison, "").warnings())
+
+
+def test_a_job_that_left_only_a_summary_is_still_counted(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", "ragan")
+    make_run(tmp_path / "b", "sgan")
+    broken = tmp_path / "c"
+    broken.mkdir()
+    summary = {
+        "status": "failed",
+        "error": "ValueError: no",
+        "command": ["loss=sgan", "dataset=stacked_digits", "seed=2"],
+    }
+    (broken / "summary.json").write_text(json.dumps(summary))
+    comparison = compare(tmp_path)
+    assert comparison.variants == ["sgan", "ragan"]
+    assert Page(comparison, "").ended("sgan") == [("finished", 1), ("failed", 1)]
+
+
+def test_damaged_files_do_not_stop_the_page(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a")
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('[1]\n{"kind": "eval", "step": 9999, "eval/fd_digits": NaN}\n{"kind": "train", "st')
+    (path / "config.yaml").write_text("{ not yaml")
+    run = read_run(path)
+    assert run.loss == "ragan"  # from the command
+    assert run.evals[-1].values == {}
+    assert len(run.train) == STEPS // 25
+
+
+def test_curves_are_means_and_ranges_over_seeds(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / str(seed), seed=seed)) for seed in (1, 2, 3)]
+    points = curve(runs, "eval/modes", "eval")
+    assert [point.x for point in points] == list(range(0, STEPS + 1, 250))
+    last = [scores("ragan", seed, 1.0)["eval/modes"] for seed in (1, 2, 3)]
+    assert (points[-1].y, points[-1].low, points[-1].high) == (statistics.fmean(last), min(last), max(last))
+    long = curve([read_run(make_run(tmp_path / "long", log_every=1))], "train/prob_real")
+    assert len(long) == POINTS
+    assert long[0].x == pytest.approx(statistics.fmean(range(1, 17)))
+
+
+def test_the_table_has_a_line_for_each_run(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "s", ["ragan", "sgan"], ["digits"], 2)
+    make_run(tmp_path / "s" / "evil", "=cmd()", "digits", seed=9)
+    rows = list(csv.DictReader(io.StringIO(as_csv(compare(tmp_path)))))
+    assert len(rows) == 5
+    assert {row["status"] for row in rows} == {"finished", "diverged", "failed"}
+    assert rows[0]["path"].startswith(f"{tmp_path.name}/s/") or rows[0]["path"].startswith("s/")
+    for row in rows:
+        assert row["variant"] in ("ragan", "sgan", "'=cmd()")  # never a formula
+        if row["status"] == "finished":
+            assert float(row["eval/modes"]) == float(row["max:eval/modes"])
+            assert row["extractor"] == "digits"
+
+
+def test_scores_have_names_for_people() -> None:
+    assert score_name("eval/fid") == "FID"
+    assert score_name("eval/fd_efficientnet_lite0") == "Fréchet distance (efficientnet_lite0)"
+    assert score_name("eval/mode_kl") == "Mode KL"
+    assert score_name("eval/is") == "IS"
+    assert score_name("eval/lpips_diversity") == "LPIPS diversity"

@@ -1,0 +1,73 @@
+"""The axes and lines of the charts."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from relgan.report.compare import Point
+from relgan.report.figures import BOTTOM, LEFT, RIGHT, TOP, Axis, Series, against, chart, linear, logarithmic, number
+
+
+def line(*values: float, label: str = "ragan") -> Series:
+    return Series(label, 0, [Point(float(x), y, y, y) for x, y in enumerate(values)])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 2000, [0, 500, 1000, 1500, 2000]), (-3, 4, [-2, 0, 2, 4])],
+)
+def test_ticks_are_round_numbers(low: float, high: float, ticks: list[float]) -> None:
+    assert Axis(low, high, 0, 100).ticks() == pytest.approx(ticks)
+
+
+def test_logarithmic_ticks_are_decades() -> None:
+    axis = logarithmic([0.0, 3e-3, 40.0], 0, 100)
+    assert (axis.low, axis.high) == pytest.approx((1e-3, 100))
+    assert axis.ticks() == pytest.approx([1e-3, 1e-1, 1e1])
+    assert axis(0.0) == axis(1e-3) == 0  # zero lies on the edge
+    assert axis(100) == pytest.approx(100)
+    assert axis(1) == pytest.approx(60)
+
+
+@pytest.mark.parametrize("values", [[5.0, 5.0], [0.0], [1e-9, 2e-9], [-1e6, 1e6]])
+def test_any_values_have_an_axis(values: list[float]) -> None:
+    axis = linear(values, BOTTOM, TOP)
+    assert all(TOP <= axis(value) <= BOTTOM for value in values)
+    assert axis.ticks()
+    logarithmic(values, BOTTOM, TOP).ticks()
+
+
+def test_numbers_are_short() -> None:
+    shown = [number(v) for v in (0, 0.2, 1500, 2000000, 1e-5, 0.001, 1e9)]
+    assert shown == ["0", "0.2", "1.5k", "2M", "10⁻⁵", "0.001", "10⁹"]
+
+
+def test_lines_stay_inside_the_frame_and_carry_their_values() -> None:
+    text = str(chart([line(3, 1, 2), line(0, 10, 4, label="sgan")], title="t", x="x", y="y"))
+    for path in re.findall(r'class="line[^>]* d="M([^"]*)"', text):
+        for pair in path.split("L"):
+            x, y = map(float, pair.split())
+            assert LEFT <= x <= RIGHT
+            assert TOP <= y <= BOTTOM
+    assert 'data-y="0 10 4"' in text
+
+
+def test_equal_pulls_lie_on_the_diagonal() -> None:
+    text = str(against([Series("r", 0, [Point(v, v, v, v) for v in (0.5, 0.01)])], title="t", x="x", y="y"))
+    (path,) = re.findall(r'class="line[^>]* d="M([^"]*)"', text)
+    for pair in path.split("L"):
+        x, y = map(float, pair.split())
+        assert (x - LEFT) / (RIGHT - LEFT) == pytest.approx((BOTTOM - y) / (BOTTOM - TOP), abs=2e-3)
+
+
+def test_names_are_escaped() -> None:
+    text = str(chart([line(1, 2, label='"><script>')], title="<b>", x="x", y="y"))
+    assert "<script>" not in text
+    assert "<b>" not in text
+
+
+def test_a_logarithmic_axis_is_chosen_only_where_values_span_much() -> None:
+    assert "100" in chart([line(1, 100)], title="", x="", y="", log=None)
+    assert chart([line(1, 2)], title="", x="", y="", log=None) == chart([line(1, 2)], title="", x="", y="")
