@@ -147,6 +147,7 @@ def fidelity_scores(made: InMemory, real: InMemory, weights: Path, *, only_fid: 
         samples_shuffle=False,
         batch_size=BATCH,
         cuda=False,
+        save_cpu_ram=True,  # reads the pictures in this process
         cache=False,
         verbose=False,
     )
@@ -231,9 +232,7 @@ def table(count: int, weights: Path) -> None:
     """Markdown, for docs/scores.md."""
     made, real = pictures(count)
     ours = relgan_scores(made, real, SCORES, "fp32", "inception", weights)
-    print("relgan:", ours, flush=True)
     fidelity = fidelity_scores(made, real, weights, only_fid=False)
-    print("torch-fidelity:", fidelity, flush=True)
     fids = [torchmetrics_fid(made, real, weights, antialias=antialias) for antialias in (False, True)]
     print("| score | relgan | torch-fidelity | torchmetrics, antialias=False | torchmetrics, default |")
     print("|---|---|---|---|---|")
