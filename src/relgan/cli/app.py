@@ -81,7 +81,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _suggest(option: str) -> str:
-    known = [name for name, _, _ in walk(Config())]
+    options = [name for name, _, _ in walk(Config())]
+    known = {name.partition(".")[0] for name in options} | set(options)
     close = difflib.get_close_matches(option, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else "; relgan-train --help lists the options"
 
@@ -146,7 +147,19 @@ def run(task: Task) -> None:
         hydra_config = HydraConfig.get()
         # In a single run, leaving here keeps Hydra from printing its own report first; a sweep goes on.
         with guard() if hydra_config.mode == RunMode.RUN else contextlib.nullcontext():
-            return task(to_config(node), Path(hydra_config.runtime.output_dir))
+            run_dir = Path(hydra_config.runtime.output_dir)
+            try:
+                return task(to_config(node), run_dir)
+            except (RelganError, OmegaConfBaseException):
+                with contextlib.suppress(OSError):
+                    run_dir.rmdir()  # only where nothing was written
+                raise
 
     with guard():
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(compose_and_call)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(compose_and_call)()
+        except ValueError as error:
+            if "Config group override" not in str(error):
+                raise
+            given = ", ".join(argument for argument in sys.argv[1:] if argument.endswith("=null"))
+            raise RelganError(f"{given}: a group takes one of its choices; relgan-train --help lists them") from error
