@@ -1,0 +1,302 @@
+"""relgan-train as people use it: what it prints, where it writes, how it refuses and how it exits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import tiny
+from relgan.cli import app, train
+from relgan.config import DATASET_NAMES, LOSS_NAMES, PENALTY_NAMES
+from relgan.training.step import Step
+
+COMMAND = [sys.executable, "-m", "relgan.cli.train"]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty working directory; Hydra's logging is undone."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    root, ours = logging.getLogger(), logging.getLogger("relgan")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+
+
+Relgan = Callable[..., Result]
+
+
+@pytest.fixture
+def relgan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Relgan:
+    """Run the command in this process; ``tiny`` options come first."""
+
+    def call(*arguments: str, small: bool = True) -> Result:
+        torch.set_num_threads(1)
+        monkeypatch.setattr(sys, "argv", ["relgan-train", *(tiny.ARGUMENTS if small else ()), *arguments])
+        capsys.readouterr()
+        try:
+            train.main()
+            code: Any = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return Result(code, out, err)
+
+    return call
+
+
+def runs() -> list[Path]:
+    return sorted(path.parent for path in Path.cwd().rglob("summary.json"))
+
+
+def test_a_run_says_where_its_pictures_are_and_keeps_its_log(relgan: Relgan) -> None:
+    result = relgan("train.log_every=2")
+    assert (result.code, result.err) == (0, "")
+    (directory,) = runs()
+    assert directory.parent == Path.cwd() / "outputs" / "digits-ragan"
+    assert str(directory / "samples") in result.out
+    log = (directory / "train.log").read_text(encoding="utf-8").splitlines()
+    assert [line.partition("] ")[2] for line in log] == result.out.splitlines()
+    assert tiny.summary(directory)["command"] == [*tiny.ARGUMENTS, "train.log_every=2"]
+    stored = OmegaConf.load(directory / "config.yaml")
+    config = app.to_config(stored)  # type: ignore[arg-type]
+    assert (config.model.width, config.train.log_every, config.loss.name) == (2, 2, "ragan")
+
+
+def test_a_name_groups_runs_and_two_in_one_second_do_not_meet(relgan: Relgan) -> None:
+    for _ in range(2):
+        assert relgan("name=mine", "train.iterations=0").code == 0
+    directories = runs()
+    assert len(directories) == 2
+    assert {path.parent for path in directories} == {Path.cwd() / "outputs" / "mine"}
+
+
+def refused(result: Result, *needed: str) -> None:
+    assert result.code == 2
+    assert result.err.startswith("relgan-train: ")
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err + result.out
+    for text in needed:
+        assert text in result.err
+    # Nothing of a run is left behind.
+    assert not runs()
+    assert not list(Path.cwd().rglob("metrics.jsonl"))
+    assert not list(Path.cwd().rglob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (["trian.batch_size=3"], ["trian.batch_size: no such option", "did you mean train.batch_size?"]),
+        (["model.widht=3"], ["model.widht: no such option", "did you mean model.width?"]),
+        (["+model.foo=1"], ["model.foo: no such option"]),
+        (["optimiser=adam"], ["optimiser: no such option", "did you mean optimizer?"]),
+        (["xyzzy=1"], ["xyzzy: no such option", "--help"]),
+        (["loss=ragn"], ["loss=ragn: not one of", "ragan", "wgan_gp"]),
+        (["dataset=imagenet"], ["dataset=imagenet: not one of", "stacked_digits"]),
+        (["loss=null"], ["loss", "null"]),
+        (["train.batch_size=-4"], ["train.batch_size: must be ≥ 2, got -4"]),
+        (["train.batch_size=many"], ["train.batch_size: ", "'many'", "Integer"]),
+        (["train.batch_size=null"], ["train.batch_size: "]),
+        (["train.batch_size=65"], ["train.batch_size: 65 is more than the 64 images"]),
+        (["train.batch_size"], ["train.batch_size"]),
+        (["seed=1,2"], ["seed=1,2", "--multirun"]),
+        (["metrics.scores=fid"], ["metrics.scores: "]),
+        (["dataset.image_size=48"], ["dataset.image_size: 48 is not one of 32, 64, 128, 256"]),
+        (["dataset=folder"], ["dataset.path: "]),
+        (["dataset=folder", "dataset.path=/does/not/exist"], ["dataset.path: /does/not/exist does not exist"]),
+        (["resume=nowhere"], ["resume: nowhere is neither"]),
+        (["resume=."], ["resume: . holds no checkpoint"]),
+        (["engine=fast"], ["engine: 'fast' is not one of auto, eager"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) and "=" in value[-1] else "",
+)
+def test_what_the_user_can_mend_is_one_line(relgan: Relgan, arguments: list[str], needed: list[str]) -> None:
+    result = relgan(*arguments)
+    refused(result, *needed)
+    if "65 is more" not in result.err:  # the data was prepared, and the log says so
+        assert not list(Path.cwd().glob("outputs/*/*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(relgan: Relgan) -> None:
+    refused(relgan("device=cuda"), "device: cuda is not available", "accepted here: auto, cpu")
+
+
+def test_an_archive_without_images(relgan: Relgan) -> None:
+    with zipfile.ZipFile("empty.zip", "w"):
+        pass
+    refused(relgan("dataset=folder", "dataset.path=empty.zip"), "dataset.path: ", "empty.zip")
+
+
+@pytest.fixture
+def interrupted(relgan: Relgan, monkeypatch: pytest.MonkeyPatch) -> Path:
+    update, calls = Step.update_generator, [0]
+
+    def stopping(self: Step, *arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return update(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Step, "update_generator", stopping)
+        result = relgan("train.log_every=1")
+    assert result.code == 143
+    assert "Traceback" not in result.err
+    (directory,) = runs()
+    assert tiny.summary(directory)["status"] == "interrupted"
+    return directory
+
+
+def test_auto_goes_on_with_the_newest_unfinished_run_of_this_configuration(relgan: Relgan, interrupted: Path) -> None:
+    relgan("train.iterations=0", "seed=2")
+    assert relgan("train.log_every=1", "resume=auto").code == 0
+    assert tiny.summary(interrupted)["status"] == "finished"
+    assert [line["step"] for line in tiny.records(interrupted)] == [1, 2, 3, 4]
+    assert len(runs()) == 2
+    # Finished runs are left alone.
+    assert relgan("resume=auto").code == 0
+    assert len(runs()) == 3
+
+
+def test_auto_does_not_take_a_run_of_another_configuration(relgan: Relgan, interrupted: Path) -> None:
+    before = {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()}
+    assert relgan("resume=auto", "optimizer.lr_g=3e-3").code == 0
+    assert {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()} == before
+    assert len(runs()) == 2
+
+
+def test_a_changed_option_is_named_and_nothing_lost(relgan: Relgan, interrupted: Path) -> None:
+    before = {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()}
+    result = relgan(f"resume={interrupted}", "model.width=4")
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "model.width was 2" in result.err
+    assert {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()} == before
+    assert len(runs()) == 1
+
+
+def test_an_existing_run_is_not_overwritten(relgan: Relgan, interrupted: Path) -> None:
+    metrics = (interrupted / "metrics.jsonl").read_bytes()
+    result = relgan(f"hydra.run.dir={interrupted}")
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "already holds a run" in result.err
+    assert (interrupted / "metrics.jsonl").read_bytes() == metrics
+    assert relgan(f"hydra.run.dir={interrupted}", "resume=auto").code == 0
+    assert tiny.summary(interrupted)["status"] == "finished"
+
+
+def test_half_a_checkpoint_is_one_line(relgan: Relgan, interrupted: Path) -> None:
+    last = interrupted / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    result = relgan(f"resume={last}")
+    assert result.code == 2
+    assert result.err == f"relgan-train: {last}: damaged or not a checkpoint\n"
+
+
+def test_a_failed_last_checkpoint_exits_with_1(relgan: Relgan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("relgan.training.checkpoint.save", full)
+    monkeypatch.setattr("relgan.training.loop.time.sleep", lambda _: None)
+    result = relgan()
+    assert result.code == 1
+    assert "last.pt could not be written in 5 attempts; last good checkpoint: none" in result.out
+    assert "Traceback" not in result.out + result.err
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def test_help_is_quick_complete_and_without_torch() -> None:
+    code = "import sys; sys.argv = ['relgan-train', '--help']\nfrom relgan.cli import train\ntry:\n train.main()\n"
+    code += "finally:\n print('LOADED', sorted({'torch', 'torchvision', 'wandb', 'numpy'} & set(sys.modules)))\n"
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    after = os.times()
+    # The processor's time, because other tests may run beside this one; it should be under 1.5 s, and slack.
+    seconds = after.children_user - before.children_user + after.children_system - before.children_system
+    assert done.returncode == 0, done.stderr
+    assert "LOADED []" in done.stdout
+    assert seconds < 3.0
+    text = done.stdout
+    for group in ("model", "loss", "penalty", "dataset", "optimizer", "metrics", "tracker"):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{group}: ")]
+        choices = set(line.partition(": ")[2].split(", "))
+        assert choices == {path.stem for path in (app.conf_dir() / group).glob("*.yaml")}
+    for name in (*LOSS_NAMES, *PENALTY_NAMES, *DATASET_NAMES):
+        assert name in text
+    assert "train.iterations=" in text
+    assert "relgan_schema" not in text
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_the_composed_configuration_can_be_printed(relgan: Relgan) -> None:
+    result = relgan("--cfg", "job", "loss=wgan_gp", small=False)
+    assert result.code == 0
+    printed = OmegaConf.create(result.out)
+    assert (printed.loss.name, printed.penalty.name, printed.train.batch_size) == ("wgan_gp", "gp", 64)
+    assert "hydra" not in printed
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_signals_from_outside() -> None:
+    options = [*tiny.ARGUMENTS, "train.iterations=1000000", "train.log_every=1"]
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    processes = [
+        subprocess.Popen(
+            [*COMMAND, *options, f"hydra.run.dir={number.name}"], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+        )
+        for number in numbers
+    ]
+    try:
+        for number, process in zip(numbers, processes, strict=True):
+            metrics = Path(number.name) / "metrics.jsonl"
+            deadline = time.monotonic() + 90
+            while not (metrics.exists() and metrics.stat().st_size):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(number)
+        for number, process in zip(numbers, processes, strict=True):
+            out, _ = process.communicate(timeout=90)
+            assert process.returncode == 128 + number
+            assert "interrupted after" in out
+            run = Path(number.name)
+            summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+            assert summary["status"] == "interrupted"
+            assert summary["step"] == tiny.last(run)["step"] == tiny.records(run)[-1]["step"]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
