@@ -234,14 +234,15 @@ def test_a_failed_last_checkpoint_exits_with_1(relgan: Relgan, monkeypatch: pyte
     assert "Traceback" not in result.out + result.err
 
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def test_help_is_quick_complete_and_without_torch() -> None:
     code = "import sys; sys.argv = ['relgan-train', '--help']\nfrom relgan.cli import train\ntry:\n train.main()\n"
     code += "finally:\n print('LOADED', sorted({'torch', 'torchvision', 'wandb', 'numpy'} & set(sys.modules)))\n"
     before = os.times()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     after = os.times()
     # The processor's time, because other tests may run beside this one; it should be under 1.5 s, and slack.
     seconds = after.children_user - before.children_user + after.children_system - before.children_system
@@ -274,7 +275,7 @@ def test_signals_from_outside() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM)
     processes = [
         subprocess.Popen(
-            [*COMMAND, *options, f"hydra.run.dir={number.name}"], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+            [*COMMAND, *options, f"hydra.run.dir={number.name}"], env=environment(), stdout=subprocess.PIPE, text=True
         )
         for number in numbers
     ]
