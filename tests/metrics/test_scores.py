@@ -10,10 +10,10 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
+from relgan.metrics.direction import direction
 from relgan.metrics.scores import (
     Gaussian,
     classifier_score,
-    direction,
     factorise,
     frechet_distance,
     kernel_distance,
