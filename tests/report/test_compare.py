@@ -48,6 +48,12 @@ def test_other_options_are_compared_too(tmp_path: Path) -> None:
     assert compare(tmp_path).variants == ["sgan · n_critic=1", "ragan · n_critic=1", "ragan · n_critic=5"]
 
 
+def test_many_options_are_named_only_where_they_are_unusual(tmp_path: Path) -> None:
+    for number, changed in enumerate(({}, {"lr_g": 0.1}, {"n_critic": 2}, {"betas": [0, 0.9]})):
+        make_run(tmp_path / str(number), **{f"optimizer__{key}": value for key, value in changed.items()})
+    assert compare(tmp_path).variants == ["betas=[0, 0.9]", "lr_g=0.1", "n_critic=2", "usual settings"]
+
+
 def test_budgets_can_be_compared(tmp_path: Path) -> None:
     for iterations in (500, 1000):
         make_run(tmp_path / str(iterations), train__iterations=iterations)
@@ -120,7 +126,7 @@ def test_scores_made_differently_never_share_a_column(tmp_path: Path, fact: dict
     board = comparison.board("eval/fd_digits")
     assert len(board.columns) == 2
     assert all(board.best(column) is None for column in board.columns)
-    assert any("2 ways" in line and next(iter(fact)) in line for line in Page(comparison, "").warnings())
+    assert any("separate columns" in line and next(iter(fact)) in line for line in Page(comparison, "").warnings())
 
 
 def test_what_does_not_change_a_score_does_not_split_it(tmp_path: Path) -> None:

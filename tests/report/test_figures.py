@@ -62,6 +62,16 @@ def test_equal_pulls_lie_on_the_diagonal() -> None:
         assert (x - LEFT) / (RIGHT - LEFT) == pytest.approx((BOTTOM - y) / (BOTTOM - TOP), abs=2e-3)
 
 
+def test_charts_side_by_side_can_share_an_axis() -> None:
+    alone, shared = (chart([line(1, 2, 3)], title="", x="", y="", until=until) for until in (0, 4))
+    assert f"L{RIGHT}.0 " in alone
+    assert f"L{RIGHT}.0 " not in shared
+
+
+def test_a_single_point_is_a_dot() -> None:
+    assert 'class="line s0 dot"' in chart([line(7)], title="", x="", y="")
+
+
 def test_names_are_escaped() -> None:
     text = str(chart([line(1, 2, label='"><script>')], title="<b>", x="x", y="y"))
     assert "<script>" not in text

@@ -147,7 +147,7 @@ def _guess_options(command: list[str]) -> dict[str, Any]:
 def _read_metrics(path: Path) -> tuple[list[Row], list[Row]]:
     rows: dict[str, list[Row]] = {"train": [], "eval": []}
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         lines = []
     for line in lines:
@@ -161,4 +161,4 @@ def _read_metrics(path: Path) -> tuple[list[Row], list[Row]]:
 
 
 def _finite(record: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in record.items() if isinstance(value, int | float) and math.isfinite(value)}
+    return {key: value for key, value in record.items() if isinstance(value, (int, float)) and math.isfinite(value)}

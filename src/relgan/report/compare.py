@@ -16,6 +16,7 @@ from relgan.metrics.direction import direction
 from relgan.report.collect import Row, RunRecord
 from relgan.rundir import flatten
 
+MANY_OPTIONS = 2  # beyond the loss; a name that lists more of them is not read
 POINTS = 120  # of a curve: a chart is about three pixels wide for each
 
 _DATASET = ("name", "path", "image_size", "split", "num_images", "min_images", "crop", "url", "residence")
@@ -139,13 +140,15 @@ class Comparison:
         return kept
 
     def variant(self, run: RunRecord) -> str:
-        """What tells this run from the others, seed and dataset aside."""
+        """What tells this run from the others, seed and dataset aside; of many options, only unusual values."""
         others = [key for key in self.label_options if key != "loss.name"]
-        parts = [run.loss] if "loss.name" in self.label_options or not others else []
+        if len(others) > MANY_OPTIONS:
+            others = [key for key in others if self.value(run, key) != self._usual[key]]
+        parts = [run.loss] if "loss.name" in self.label_options or not self.label_options else []
         for key in others:
             group, _, name = key.rpartition(".")
             parts.append(f"{group if name == 'name' else name}={self.value(run, key)}")
-        return " · ".join(parts)
+        return " · ".join(parts) or "usual settings"
 
     def dataset(self, run: RunRecord) -> str:
         parts = [str(run.options.get("dataset.name", "unknown"))]

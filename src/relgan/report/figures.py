@@ -12,7 +12,7 @@ from relgan.report.compare import Point
 
 COLOURS = 8  # of the style sheet; further variants are dashed
 WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 410, 10, 212
+LEFT, RIGHT, TOP, BOTTOM = 46, 398, 10, 212
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 DECADES = 7  # a logarithmic axis shows the largest value and this many powers of ten below it
 
@@ -62,11 +62,11 @@ class Axis:
         return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def linear(values: Sequence[float], start: float, end: float, *, zero: bool = False) -> Axis:
-    """An axis a little wider than the values; from zero on where asked."""
+def linear(values: Sequence[float], start: float, end: float) -> Axis:
+    """An axis a little wider than the values."""
     low, high = min(values), max(values)
     margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    return Axis(low if zero else low - margin, high + (0 if zero else margin), start, end)
+    return Axis(low - margin, high + margin, start, end)
 
 
 def logarithmic(values: Sequence[float], start: float, end: float) -> Axis:
@@ -94,7 +94,14 @@ def number(value: float) -> str:
 
 
 def chart(
-    series: Sequence[Series], *, title: str, x: str, y: str, log: bool | None = False, unit: bool = False
+    series: Sequence[Series],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    log: bool | None = False,
+    unit: bool = False,
+    until: float = 0,
 ) -> Markup:
     """Lines with bands over steps.
 
@@ -103,13 +110,14 @@ def chart(
         x, y: names of the axes.
         log: a logarithmic y axis; None: where the values are positive and span more than a factor of 30.
         unit: y from 0 to 1.
+        until: x goes at least this far, so that charts side by side share an axis.
     """
     lows = [point.low for line in series for point in line.points]
     highs = [point.high for line in series for point in line.points]
     if log is None:
         log = min(lows) > 0 and max(highs) > 30 * min(lows)
-    xs = [point.x for line in series for point in line.points]
-    horizontal = linear([0, *xs], LEFT, RIGHT, zero=True) if max(xs) > 0 else Axis(0, 1, LEFT, RIGHT)
+    end = max([until, *(point.x for line in series for point in line.points)])
+    horizontal = Axis(0, end or 1, LEFT, RIGHT)
     make: Callable[..., Axis] = logarithmic if log else linear
     vertical = Axis(0, 1, BOTTOM, TOP) if unit else make(lows + highs, BOTTOM, TOP)
     bands = [_band(line, horizontal, vertical) for line in series]
@@ -138,9 +146,9 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 def _line(line: Series, x: Axis, y: Axis) -> Markup:
     path = _path([(x(point.x), y(point.y)) for point in line.points])
-    if len(line.points) == 1:
-        path += "h.01"  # a round cap makes a dot of it
     kind = "pair" if line.dashed else f"dash{line.style // COLOURS % 3}"
+    if len(line.points) == 1:
+        path, kind = f"{path}h.01", "dot"  # round caps make a dot of it
     return Markup(
         '<path class="line s{} {}" data-variant="{}" data-label="{}" data-x="{}" data-y="{}" d="{}"/>'
     ).format(

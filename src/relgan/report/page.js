@@ -60,7 +60,7 @@ function show(svg, px, py) {
   head.textContent = pulls ? `real ${at.x}, generated ${at.y}` : `${svg.dataset.y} at ${step} updates`;
   readout.replaceChildren(head, ...found.map(({ path, point }) => {
     const row = document.createElement("div"), swatch = document.createElement("span"), value = document.createElement("b");
-    swatch.className = "swatch " + path.getAttribute("class").replace(/line|pair/g, "");
+    swatch.className = "swatch " + path.getAttribute("class").replace(/line|pair|dot/g, "");
     value.textContent = pulls ? "" : point.y;
     row.append(swatch, path.dataset.label, value);
     return row;

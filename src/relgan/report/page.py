@@ -7,11 +7,12 @@ import io
 import math
 import shlex
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class Page:
     def style(self, variant: str) -> int:
         return self.comparison.variants.index(variant)
 
+    @cached_property
     def boards(self) -> list[Board]:
         return [self.comparison.board(key) for key in self.comparison.score_keys()]
 
@@ -122,6 +124,7 @@ class Page:
     def probability_charts(self, dataset: str) -> list[tuple[str, Any]]:
         """For each variant what the critic makes of real and of generated images."""
         charts = []
+        longest = max((row.step for run in self.comparison.of(dataset=dataset) for row in run.train[-1:]), default=0)
         for variant in self.comparison.variants:
             runs, style = self.comparison.of(variant, dataset), self.style(variant)
             pair = [
@@ -130,7 +133,8 @@ class Page:
             ]
             if pair[0].points and pair[1].points:
                 title = f"{variant} on {dataset}: what the critic makes of real and generated images"
-                charts.append((variant, chart(pair, title=title, x="generator updates", y="probability", unit=True)))
+                picture = chart(pair, title=title, x="generator updates", y="probability", unit=True, until=longest)
+                charts.append((variant, picture))
         return charts
 
     def pull_chart(self, dataset: str) -> Any:
@@ -171,7 +175,7 @@ class Page:
             self.images = dict(zip(paths, pool.map(_embed, paths), strict=True))
 
     def warnings(self) -> list[str]:
-        return list(_warnings(self.comparison))
+        return list(_warnings(self.comparison, self.boards))
 
 
 def render(comparison: Comparison, title: str) -> str:
@@ -257,22 +261,26 @@ def _embed(path: Path) -> str:
         with Image.open(path) as image:
             picture = image.convert("RGB")
             picture.thumbnail((MAX_PICTURE, MAX_PICTURE))
-            picture.save(buffer, "WEBP", quality=75, method=2)
+            picture.save(buffer, "WEBP", quality=75, method=0)
     except (OSError, ValueError, Image.DecompressionBombError):
         return ""
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _warnings(comparison: Comparison) -> Iterator[str]:
-    for key in comparison.score_keys():
-        name, board = score_name(key), comparison.board(key)
+def _warnings(comparison: Comparison, boards: Sequence[Board]) -> Iterator[str]:
+    ways: dict[tuple[str, str], list[str]] = defaultdict(list)
+    unranked = []
+    for board in boards:
         for dataset in comparison.datasets:
             columns = [column for column in board.columns if column.dataset == dataset]
             if len(columns) > 1:
-                ways = f"in {len(columns)} ways ({_disagreements(columns)})"
-                yield f"{name} on {dataset} was computed {ways}: separate columns, never ranked together."
+                ways[dataset, _disagreements(columns)].append(score_name(board.key))
         if any(not column.ranked for column in board.columns):
-            yield f"{name} from weights of unknown origin, or with no record of its protocol, is shown but not ranked."
+            unranked.append(score_name(board.key))
+    for (dataset, facts), names in ways.items():
+        yield f"{', '.join(names)} on {dataset} differ in {facts}: separate columns, never ranked together."
+    if unranked:
+        yield f"{', '.join(unranked)}: weights of unknown origin, or no record of the protocol; shown but not ranked."
     if hidden := [key for key in comparison.differing if key not in comparison.label_options]:
         yield f"The variants also differ in {', '.join(hidden)}: see Settings before crediting the name alone."
     for what, consequence in (("versions", "scores may differ slightly"), ("hardware", "times are not comparable")):
