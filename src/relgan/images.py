@@ -7,15 +7,11 @@ import math
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from relgan.files import atomic_write
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -101,11 +97,3 @@ def _png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels.contiguous().numpy()).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def save_gif(frames: Iterable[PIL.Image.Image], path: Path, *, milliseconds: int) -> None:
-    """Write pictures of one size as an endless animation, one in memory at a time."""
-    rest = iter(frames)
-    first = next(rest)
-    with atomic_write(path) as file:
-        first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)

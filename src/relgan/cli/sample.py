@@ -130,7 +130,7 @@ def _check_out(options: Options) -> None:
 def _timelapse(options: Options) -> None:
     from PIL import Image
 
-    from relgan.images import save_gif
+    from relgan.files import save_gif
     from relgan.rundir import RunDir
 
     grids = sorted(RunDir(Path(options.run).expanduser()).samples.glob("step_*.png"))
@@ -175,7 +175,8 @@ def _interpolate(options: Options, network: Any, latent_dim: int) -> None:
     import torch
     from PIL import Image
 
-    from relgan.images import grid, save_gif, save_png
+    from relgan.files import save_gif
+    from relgan.images import grid, save_png
     from relgan.networks.sampling import generate, latents, spherical
 
     device = next(network.parameters()).device
