@@ -57,7 +57,7 @@ function show(svg, px, py) {
   svg.querySelector(".cursor").setAttribute("d", `M${at.px} 10V212`);
   const head = document.createElement("div");
   const step = Math.round(at.x).toLocaleString("en");
-  head.textContent = pulls ? `real ${at.x}, generated ${at.y}` : `${svg.dataset.y} at ${step} updates`;
+  head.textContent = pulls ? `real ${Number(Number(at.x).toPrecision(4))}, generated ${at.y}` : `${svg.dataset.y} at ${step} updates`;
   readout.replaceChildren(head, ...found.map(({ path, point }) => {
     const row = document.createElement("div"), swatch = document.createElement("span"), value = document.createElement("b");
     swatch.className = "swatch " + path.getAttribute("class").replace(/line|pair|dot/g, "");

@@ -81,9 +81,12 @@ class Page:
 
     @staticmethod
     def decimals(board: Board, column: Column) -> int:
-        """As many for a whole column that the smallest mean has three digits."""
-        means = [abs(c.mean) for (_, col), c in board.cells.items() if col == column and c.mean]
-        return min(max(2 - math.floor(math.log10(min(means))), 0), 4) if means else 2
+        """As many for a whole column that the smallest mean has three digits; none for counts."""
+        cells = [cell for (_, of), cell in board.cells.items() if of == column]
+        means = [abs(cell.mean) for cell in cells if cell.mean]
+        if not means or all(final.is_integer() for cell in cells for final in map(float, cell.finals)):
+            return 0
+        return min(max(2 - math.floor(math.log10(min(means))), 0), 4)
 
     @staticmethod
     def mean(pairs: Sequence[tuple[int, float]], index: int) -> float:
