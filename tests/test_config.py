@@ -38,7 +38,7 @@ FILES = [
     if path.parent.name != "hydra"
 ]
 # What the file's own name stands for inside it, where it is not the name itself.
-CALLED = {"adam_wgan": "adam"}
+CALLED = {"adam_wgan": "adam", "adam_fast": "adam"}
 GROUPS = ("model", "loss", "penalty", "dataset", "optimizer", "metrics", "tracker")
 
 
@@ -89,7 +89,7 @@ def test_every_group_has_a_file_for_every_name() -> None:
     assert stems("dataset") == set(DATASET_NAMES)
     assert stems("model") == {"dcgan", "cnn32"}
     assert stems("tracker") == {"wandb", "none"}
-    assert stems("optimizer") == {"adam", "adam_wgan", "rmsprop"}
+    assert stems("optimizer") == {"adam", "adam_fast", "adam_wgan", "rmsprop"}
 
 
 @pytest.mark.parametrize("group", GROUPS)
