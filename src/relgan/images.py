@@ -14,6 +14,7 @@ from torch import Tensor
 from relgan.files import atomic_write
 
 _MINUS_ONE = torch.tensor(-1.0)
+_STEP = 0.007843137
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -30,8 +31,8 @@ def to_uint8(images: Tensor) -> Tensor:
 def to_float(images: Tensor) -> Tensor:
     """Scale uint8 images to float32 in [−1, 1]; the inverse of :func:`to_uint8`, memory format preserved."""
     scaled = images.to(torch.float32)
-    # One pass over the memory instead of two.
-    return torch.add(_MINUS_ONE, scaled, alpha=2 / 255, out=scaled)
+    # One pass over the memory instead of two; rounding 2/255 up would take 255 above 1.
+    return torch.add(_MINUS_ONE, scaled, alpha=_STEP, out=scaled)
 
 
 def grid(images: Tensor, *, columns: int | None = None, gap: int = 2, separate_channels: bool = False) -> Tensor:
