@@ -175,6 +175,9 @@ def test_a_job_that_left_only_a_summary_is_still_counted(tmp_path: Path) -> None
     comparison = compare(tmp_path)
     assert comparison.variants == ["sgan", "ragan"]
     assert Page(comparison, "").ended("sgan") == [("finished", 1), ("failed", 1)]
+    (broken / "summary.json").write_text('{"status": "failed"}')
+    assert compare(broken).variants == ["unknown"]
+    assert compare(tmp_path).datasets == ["stacked_digits"]
 
 
 def test_damaged_files_do_not_stop_the_page(tmp_path: Path) -> None:
@@ -183,7 +186,7 @@ def test_damaged_files_do_not_stop_the_page(tmp_path: Path) -> None:
         file.write('[1]\n{"kind": "eval", "step": 9999, "eval/fd_digits": NaN}\n{"kind": "train", "st')
     (path / "config.yaml").write_text("{ not yaml")
     run = read_run(path)
-    assert run.loss == "ragan"  # from the command
+    assert run.options["loss.name"] == "ragan"  # from the command
     assert run.evals[-1].values == {}
     assert len(run.train) == STEPS // 25
 

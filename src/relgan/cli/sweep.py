@@ -60,7 +60,15 @@ class SweepCallback(Callback):
         log.error("failed: %s", line if isinstance(error, RelganError) else trace)
         run = RunDir(Path(config.hydra.runtime.output_dir))
         run.write_summary(
-            {"step": 0, "final": {}, "best": {}, **run.read_summary(), "status": "failed", "error": trace}
+            {
+                "step": 0,
+                "final": {},
+                "best": {},
+                "command": list(config.hydra.overrides.task),
+                **run.read_summary(),
+                "status": "failed",
+                "error": trace,
+            }
         )
         if config.fail_fast:
             raise SystemExit(1)

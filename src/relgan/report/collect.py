@@ -55,10 +55,6 @@ class RunRecord:
         return step if isinstance(step, int) else max((row.step for row in self.train + self.evals), default=0)
 
     @property
-    def loss(self) -> str:
-        return str(self.options.get("loss.name", "unknown"))
-
-    @property
     def command(self) -> list[str]:
         command = self.summary.get("command")
         return [str(word) for word in command] if isinstance(command, list) else []

@@ -112,7 +112,7 @@ class Comparison:
         self.runs, self.superseded = self._one_per_seed(runs)
         self.datasets = sorted({self.dataset(run) for run in self.runs})
         order = {name: index for index, name in enumerate(LOSS_NAMES)}
-        labels = {self.variant(run): order.get(run.loss, len(order)) for run in self.runs}
+        labels = {self.variant(run): order.get(self.loss(run), len(order)) for run in self.runs}
         self.variants = sorted(labels, key=lambda label: (labels[label], label))
 
     @property
@@ -126,6 +126,9 @@ class Comparison:
     def value(self, run: RunRecord, key: str) -> str:
         """An option as text; a job that failed too early to tell is taken to be like the others."""
         return _text(run.options[key]) if key in run.options else self._usual.get(key, "")
+
+    def loss(self, run: RunRecord) -> str:
+        return self.value(run, "loss.name") or "unknown"
 
     def _needed(self, runs: Sequence[RunRecord]) -> list[str]:
         """The fewest options that tell variants apart: one that follows from the others would only make labels long."""
@@ -144,14 +147,14 @@ class Comparison:
         others = [key for key in self.label_options if key != "loss.name"]
         if len(others) > MANY_OPTIONS:
             others = [key for key in others if self.value(run, key) != self._usual[key]]
-        parts = [run.loss] if "loss.name" in self.label_options or not self.label_options else []
+        parts = [self.loss(run)] if "loss.name" in self.label_options or not self.label_options else []
         for key in others:
             group, _, name = key.rpartition(".")
             parts.append(f"{group if name == 'name' else name}={self.value(run, key)}")
         return " · ".join(parts) or "usual settings"
 
     def dataset(self, run: RunRecord) -> str:
-        parts = [str(run.options.get("dataset.name", "unknown"))]
+        parts = [self.value(run, "dataset.name") or "unknown"]
         parts += [f"{key.removeprefix('dataset.')}={self.value(run, key)}" for key in self._dataset_options]
         return " · ".join(parts)
 
