@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from relgan.config import Config, ConfigError, RelganError, run_name
 from relgan.data import prepare
 from relgan.data.sampler import Batches, Sampler
 from relgan.data.store import PackedStore
+from relgan.files import atomic_write
 from relgan.losses import get_loss
 from relgan.networks import build_networks
 from relgan.penalties import build_penalty
-from relgan.rundir import RunDir, differences, find_checkpoint
+from relgan.rundir import OccupiedError, RunDir, differences, find_checkpoint
 from relgan.tracking.base import JsonLines, Tracker, Trackers
 from relgan.training import checkpoint
 from relgan.training.ema import EMA
@@ -60,8 +62,9 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
         raise ConfigError("train.iterations", f"the checkpoint is at {state.step} updates already; give more")
     evaluator = _build_evaluator(config, store, device)
     in_place = source is not None and _is_own(source, directory)
-    directory.path.mkdir(parents=True, exist_ok=True)
-    directory.config.write_text(_yaml(config), encoding="utf-8")
+    lock = _occupy(directory)
+    with atomic_write(directory.config) as file:
+        file.write(_yaml(config).encode())
     # Lines after the checkpoint, or of a start that never reached one, are about to be written again.
     directory.truncate_metrics(state.step if in_place else -1, with_scores=state.step not in (0, total))
     run = Run(
@@ -76,8 +79,10 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
         total=total,
         command=list(overrides),
         resumed_from=None if source is None else str(source),
-        final={} if saved is None else saved["final"],
-        best={} if saved is None else saved["best"],
+        lock=lock,
+        # The scores of another directory's run belong to its own best.pt.
+        final=saved["final"] if saved and in_place else {},
+        best=saved["best"] if saved and in_place else {},
     )
     run.write_summary("running")
     if source is not None:
@@ -85,12 +90,26 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
     return run
 
 
+def _occupy(directory: RunDir) -> FileLock:
+    """Create the directory and keep every other process from training in it until the lock is released."""
+    try:
+        directory.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory.lock)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise OccupiedError(f"{directory.path} is being trained in by another process") from error
+    except OSError as error:
+        raise ConfigError("hydra.run.dir", f"{directory.path}: {error.strerror}") from error
+    return lock
+
+
 def _build_training(config: Config, store: PackedStore, device: torch.device) -> tuple[TrainState, Step]:
     torch.manual_seed(config.seed)
     generator, critic = build_networks(config.model, config.dataset.image_size, store.channels)
     for network in (generator, critic):
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizers = build_optimizers(config.optimizer, generator, critic)
+    # Apple's fused kernel does not know the mask that keeps weights from a gradient that is not finite.
+    optimizers = build_optimizers(config.optimizer, generator, critic, fused=device.type != "mps")
     sampler = Sampler(len(store), config.train.batch_size, config.dataset.sampling, config.seed)
     batches = Batches(store, sampler, device, config.dataset.hflip, config.dataset.residence)
     state = TrainState(

@@ -91,7 +91,7 @@ class ModelConfig:
     """Generator and critic (facts: Jolicoeur-Martineau 2018, appendix; Radford et al. 2015)."""
 
     name: str = _opt("dcgan", "network family", choices=("dcgan", "cnn32"))
-    width: int = _opt(32, "channels of the widest-resolution layer (the papers' h)", ge=1)
+    width: int = _opt(24, "channels of the widest-resolution layer (the papers' h)", ge=1)
     latent_dim: int = _opt(128, "dimensions of z ~ N(0, I)", ge=1)
     spectral_norm: bool = _opt(False, "spectral norm on the critic's convolutions; removes its batch norm")
     generator_spectral_norm: bool = _opt(False, "spectral norm on the generator's convolutions; removes its batch norm")
@@ -159,7 +159,7 @@ class OptimizerConfig:
 
 @dataclass
 class TrainConfig:
-    iterations: int | None = _opt(2000, "generator updates", ge=0)
+    iterations: int | None = _opt(1200, "generator updates", ge=0)
     epochs: float | None = _opt(None, "instead of iterations: passes of the critic over the data", gt=0)
     batch_size: int = _opt(64, "real images per critic update, over all devices", ge=2)
     redraw_real: bool = _opt(True, "relativistic losses draw new real images for the generator's update")
@@ -308,5 +308,7 @@ def validate(config: Config) -> None:
             "train.batch_size",
             f"{config.train.batch_size} is not a multiple of model.pack={config.model.pack}",
         )
+    if config.penalty.name == "clip" and config.model.spectral_norm:
+        raise ConfigError("model.spectral_norm", "must be false with penalty=clip, which it would undo")
     if config.penalty.name != "none" and config.penalty.weight == 0:
         raise ConfigError("penalty.weight", f"must be > 0 with penalty={config.penalty.name}")

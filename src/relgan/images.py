@@ -67,7 +67,8 @@ def save_png(picture: Tensor, path: Path) -> None:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture.numpy()).save(path)
+    with atomic_write(path) as file:
+        Image.fromarray(picture.numpy()).save(file, "PNG")
 
 
 def save_each(batches: Iterable[Tensor], path: Path) -> int:

@@ -47,6 +47,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tupl
             yield option, before.get(option), after.get(option)
 
 
+class OccupiedError(RelganError):
+    """Another process is training in this run directory."""
+
+
 @dataclass(frozen=True)
 class RunDir:
     """Paths inside one run directory and its small JSON files."""
@@ -60,6 +64,10 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
 
     @property
     def samples(self) -> Path:

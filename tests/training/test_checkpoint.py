@@ -27,6 +27,12 @@ CONTENT: dict[str, Any] = {
     "schedules": [],
     "rng": {"cpu": torch.get_rng_state()},
     "batches": {"drawn": 12},
+    "epoch": 0,
+    "seconds": 1.5,
+    "channels": 3,
+    "tracker_run_id": None,
+    "best": {},
+    "final": {},
 }
 
 

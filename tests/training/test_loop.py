@@ -10,7 +10,7 @@ import os
 import signal
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,8 +21,9 @@ import tiny
 from relgan.build import build_run
 from relgan.data.sampler import Batches
 from relgan.losses import AdversarialLoss
-from relgan.training import loop
-from relgan.training.loop import Outcome, train
+from relgan.rundir import OccupiedError
+from relgan.training import checkpoint, loop
+from relgan.training.loop import Loop, Outcome, train
 from relgan.training.run import Run
 from relgan.training.step import CriticResult, GeneratorResult, Step
 from relgan.training.summary import Speed, update_best
@@ -65,6 +66,7 @@ def test_the_run_directory_is_the_contract(tmp_path: Path) -> None:
     pictures = {f"{kind}_{step:08d}.png" for step in steps for kind in ("step", "train")}
     files = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
     assert files == {
+        ".lock",
         "config.yaml",
         "metrics.jsonl",
         "summary.json",
@@ -253,7 +255,8 @@ def test_a_full_disk_to_the_end_names_the_last_good_checkpoint(
 
     monkeypatch.setattr(loop.checkpoint, "save", save)
     with caplog.at_level(logging.WARNING, "relgan"):
-        assert tiny.run(tmp_path, "train.iterations=5", "train.checkpoint_every=2") == Outcome("failed", 1)
+        outcome = tiny.run(tmp_path, "train.iterations=5", "train.checkpoint_every=2")
+        assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert len(checkpoint_saves) == 1 + 1 + 5  # at 2, at 4, and five attempts at the end
     last = tmp_path / "checkpoints" / "last.pt"
     assert str(last) in caplog.messages[-1] or any(str(last) in m and "last good" in m for m in caplog.messages)
@@ -352,3 +355,41 @@ def test_the_best_knows_which_way_is_better() -> None:
     assert update_best(best, {"eval/fid": 6.0, "eval/modes": 11, "eval/seconds": 1}, 1, directions) == {"eval/modes"}
     assert update_best(best, {"eval/fid": 5.0, "eval/modes": 11, "eval/seconds": 1}, 2, directions) == set()
     assert best == {"eval/fid": {"value": 5.0, "step": 0}, "eval/modes": {"value": 11, "step": 1}}
+
+
+def test_a_directory_in_use_is_refused_and_untouched(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run = build_run(tiny.config("train.iterations=4"), directory)
+    before = (directory / "metrics.jsonl").read_bytes()
+    with pytest.raises(OccupiedError, match="another process"):
+        build_run(tiny.config("train.iterations=4", "resume=auto"), directory)
+    assert (directory / "metrics.jsonl").read_bytes() == before
+    assert train(run).status == "finished"
+
+
+def test_scores_that_fail_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last checkpoint is written before the last scores are computed."""
+    run = build_run(tiny.config("train.iterations=3", "train.checkpoint_every=0"), tmp_path / "run")
+
+    class Failing:
+        protocol: ClassVar[dict[str, object]] = {}
+
+        def evaluate(self, generator: object) -> dict[str, float]:
+            if run.state.step:
+                raise RuntimeError("broken")
+            return {}
+
+        def neighbours(self, generator: object) -> None:
+            return None
+
+    monkeypatch.setattr(run, "evaluator", Failing())
+    with pytest.raises(RuntimeError, match="broken"):
+        train(run)
+    assert checkpoint.load(run.dir.last)["step"] == 3
+
+
+def test_a_picture_of_a_diverged_generator_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the flag is only read at logging points, as on a GPU, a grid may come first."""
+    monkeypatch.setattr(Loop, "log_is_due", lambda self: self.state.step == self.run.total)
+    outcome = tiny.run(tmp_path, "train.iterations=8", "optimizer.lr_g=1e30", "optimizer.lr_d=1e30", "loss.name=lsgan")
+    assert (outcome.status, outcome.exit_code) == ("diverged", 0)

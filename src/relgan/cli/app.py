@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from relgan.cli.sweep import job_name
-from relgan.config import Config, RelganError, run_name, validate, walk
+from relgan.config import Config, ConfigError, RelganError, run_name, validate, walk
 
 Task = Callable[[Config, Path], Any]
 
@@ -143,7 +143,11 @@ def run(task: Task) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register()
 
+    started = False
+
     def compose_and_call(node: DictConfig) -> Any:
+        nonlocal started
+        started = True
         hydra_config = HydraConfig.get()
         # In a single run, leaving here keeps Hydra from printing its own report first; a sweep goes on.
         with guard() if hydra_config.mode == RunMode.RUN else contextlib.nullcontext():
@@ -163,3 +167,7 @@ def run(task: Task) -> None:
                 raise
             given = ", ".join(argument for argument in sys.argv[1:] if argument.endswith("=null"))
             raise RelganError(f"{given}: a group takes one of its choices; relgan-train --help lists them") from error
+        except OSError as error:
+            if started:
+                raise
+            raise ConfigError("hydra.run.dir", f"{error.filename}: {error.strerror}") from error

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 
 from relgan.cli import app
 from relgan.config import Config, RelganError
-from relgan.rundir import RunDir
+from relgan.rundir import OccupiedError, RunDir
 
 log = logging.getLogger("relgan")
 
@@ -31,12 +31,19 @@ def train(config: Config, run_dir: Path) -> float | None:
     from relgan.build import build_run
     from relgan.training.loop import train as train_run
 
-    outcome = train_run(build_run(config, run_dir, hydra_config.overrides.task))
+    try:
+        run = build_run(config, run_dir, hydra_config.overrides.task)
+    except OccupiedError as error:
+        if not sweeping:
+            raise
+        log.info("left to the process that has it: %s", error)
+        return None
+    outcome = train_run(run)
     if outcome.status == "failed" and sweeping:
-        raise RelganError(f"{run_dir}: {RunDir(run_dir).read_summary()['error']}")
+        raise RelganError(f"{run_dir}: {outcome.error}")
     if outcome.exit_code:
         raise SystemExit(outcome.exit_code)
-    return objective(config, RunDir(run_dir).read_summary())
+    return objective(config, {"status": outcome.status, "final": run.final})
 
 
 def objective(config: Config, summary: dict[str, Any]) -> float | None:

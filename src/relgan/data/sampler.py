@@ -107,12 +107,10 @@ class Batches:
         position = self.sampler.drawn
         indices = self.sampler.next()
         if self._resident is not None:
-            images = self._resident.index_select(0, indices.to(self.device))
+            images = self._resident.index_select(0, self._sent(indices))
         else:
             images = torch.from_numpy(self._host[indices.numpy()])
-            if self.device.type == "cuda":
-                images = images.pin_memory()
-            images = images.to(self.device, non_blocking=True)
+            images = self._sent(images)
         if self.hflip:
             images = self._mirror_some(images, indices, position)
         return to_float(images.permute(0, 3, 1, 2))
@@ -120,8 +118,14 @@ class Batches:
     def _mirror_some(self, images: Tensor, indices: Tensor, position: int) -> Tensor:
         # Seeded by position and first index: reproducible after a resume, and different on every rank.
         generator = np.random.default_rng([self.sampler.seed, position, int(indices[0]), _FLIP_STREAM])
-        chosen = torch.from_numpy(np.flatnonzero(generator.random(len(indices)) < 0.5)).to(self.device)
+        chosen = self._sent(torch.from_numpy(np.flatnonzero(generator.random(len(indices)) < 0.5)))
         return images.index_copy_(0, chosen, images.index_select(0, chosen).flip(2))
+
+    def _sent(self, values: Tensor) -> Tensor:
+        """On the device; from pinned memory, because a copy from pageable memory waits for the GPU."""
+        if self.device.type == "cuda":
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
 
     def state_dict(self) -> dict[str, int]:
         return self.sampler.state_dict()

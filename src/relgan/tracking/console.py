@@ -20,6 +20,13 @@ class ConsoleHandler(logging.Handler):
         sys.stdout.flush()
 
 
+class FileHandler(logging.FileHandler):
+    """train.log; a full disk loses lines, and is reported once by what failed, not by a trace for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing more can be done where there is no room to write."""
+
+
 class ProgressBar:
     """Generator updates done, losses, images per second and time left; silent where nobody watches."""
 

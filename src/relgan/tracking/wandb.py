@@ -17,6 +17,7 @@ log = logging.getLogger("relgan")
 
 # wandb waits about three times its init_timeout before it gives up: together under 20 seconds.
 INIT_TIMEOUT_S = 6.0
+FINISH_TIMEOUT_S = 60.0
 
 
 class WandbTracker:
@@ -124,6 +125,8 @@ def _settings() -> wandb.Settings:
         disable_git=True,
         disable_code=True,
         init_timeout=INIT_TIMEOUT_S,
+        # Not waiting for a network that has gone away: the run's files stay, and `wandb sync` sends them.
+        finish_timeout=FINISH_TIMEOUT_S,
         # With the default of 15 s, a process killed soon after logging leaves nothing.
         x_transaction_log_flush_interval=1.0,
     )
@@ -135,12 +138,16 @@ def _mode(config: TrackerConfig) -> str | None:
 
     import wandb
 
-    if config.mode != "auto":
-        return config.mode
-    if "WANDB_MODE" in os.environ:
-        return None
+    wanted = os.environ.get("WANDB_MODE") if config.mode == "auto" else config.mode
+    if wanted not in (None, "online"):
+        return None if config.mode == "auto" else config.mode
     try:
-        return None if wandb.login(prompt=False) else "offline"
+        # Asked for even where "online" is wanted: without a key, wandb.init would stop at a prompt.
+        if wandb.login(prompt=False):
+            return None if config.mode == "auto" else config.mode
+        if wanted == "online":
+            log.warning("W&B: online needs a key (`wandb login`): recording offline")
+        return "offline"
     except Exception as error:  # a key that is malformed, or that nobody confirms
         log.warning("W&B did not answer (%s): recording offline", _short(error))
         return "offline"

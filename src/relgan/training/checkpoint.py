@@ -17,7 +17,10 @@ from relgan.rundir import previous
 log = logging.getLogger("relgan")
 
 FORMAT = 1
-KEYS = ("format", "step", "config", "generator", "ema", "critic", "optimizers", "schedules", "rng", "batches")
+KEYS = (
+    *("format", "step", "epoch", "seconds", "config", "channels", "generator", "ema", "critic"),
+    *("optimizers", "schedules", "rng", "batches", "tracker_run_id", "best", "final"),
+)
 
 
 def save(content: dict[str, Any], path: Path, *, keep_previous: bool = True) -> None:
@@ -28,8 +31,9 @@ def save(content: dict[str, Any], path: Path, *, keep_previous: bool = True) -> 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # A process killed between the two renames leaves the previous one, which load_newest falls back to.
-        with atomic_write(path, keep=previous(path) if keep_previous else None) as file:
+        # A process killed between the two renames leaves the previous one, which load_newest falls back to;
+        # a file cut short must not take its place.
+        with atomic_write(path, keep=previous(path) if keep_previous and zipfile.is_zipfile(path) else None) as file:
             torch.save({"format": FORMAT, **content}, file)
     except RuntimeError as error:  # torch's archive writer, when a write comes up short
         raise OSError(str(error).splitlines()[0]) from error

@@ -30,6 +30,7 @@ class Outcome:
 
     status: Status
     exit_code: int
+    error: str | None = None
 
 
 def train(run: Run) -> Outcome:
@@ -40,12 +41,14 @@ def train(run: Run) -> Outcome:
         with StopSignals() as signals:
             outcome = loop.run_until_done(signals)
     except BaseException as error:
+        trace: str | None = "".join(traceback.format_exception(error))
         if isinstance(error, KeyboardInterrupt):
-            outcome = Outcome("interrupted", 130)
-        run.write_summary(outcome.status, error="".join(traceback.format_exception(error)))
+            outcome, trace = Outcome("interrupted", 130), None
+        run.write_summary(outcome.status, images_per_second=loop.speed.images_per_second, error=trace)
         raise
     finally:
         run.trackers.close(outcome.exit_code)
+        run.lock.release()
     return outcome
 
 
@@ -67,7 +70,7 @@ class Loop:
         run, state = self.run, self.state
         log.info("%s", run.describe())
         if state.step == 0:
-            self.look(first=True)
+            self.look()
             self.score()
         with ProgressBar(run.total, state.step) as bar:
             self.restart_clock()
@@ -82,6 +85,9 @@ class Loop:
             log.info("stopped by a signal after %d of %d updates", state.step, run.total)
             return self.end("interrupted", 128 + signals.received)
         if state.step > 0:
+            if self.run.evaluator is not None:
+                # Scores take long and may fail; the end saves again with them.
+                self.save()
             self.look()
             self.score()
         return self.end("finished", 0)
@@ -137,6 +143,9 @@ class Loop:
         saves = is_due(step, config.train.checkpoint_every, total)
         if not (looks or scores or saves):
             return
+        # Reading the flag waits for the device, which the work that is due does anyway.
+        if self.run.step.diverged.item():
+            return
         # Time between logging points only counts training.
         paused = time.perf_counter()
         if looks:
@@ -147,13 +156,12 @@ class Loop:
             self.save()
         self.interval_started += time.perf_counter() - paused
 
-    def look(self, *, first: bool = False) -> None:
+    def look(self) -> None:
         """Save the grids; a disk that is full is no reason to stop."""
         try:
-            if first:
-                self.run.save_real_grid()
+            self.run.save_real_grid()
             self.run.save_grids(None if self.generator_result is None else self.generator_result.images)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             log.warning("no pictures at update %d (%s); training goes on", self.state.step, error)
 
     def score(self) -> None:
@@ -161,7 +169,7 @@ class Loop:
         self.state.seconds = time.perf_counter() - self.started
         try:
             scores = self.run.evaluate()
-        except (ValueError, RelganError) as error:
+        except (ValueError, RelganError, OSError, torch.OutOfMemoryError) as error:
             log.warning("no scores at update %d: %s", self.state.step, error)
             return
         if unusable := [key for key, value in scores.items() if not math.isfinite(value)]:
@@ -206,7 +214,7 @@ class Loop:
         self.run.write_summary(status, images_per_second=self.speed.images_per_second, error=error)
         log.info("%s after %d updates, %.0f s: %s", status, self.state.step, self.state.seconds, self.run.dir.path)
         log.info("pictures: %s", self.run.dir.samples)
-        return Outcome(status, exit_code)
+        return Outcome(status, exit_code, error)
 
     def restart_clock(self) -> None:
         self.interval_started = time.perf_counter()

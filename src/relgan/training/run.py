@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import BaseFileLock
 from torch import Tensor, nn
 
 from relgan.config import Config
@@ -42,6 +43,7 @@ class Run:
     trackers: Tracker
     total: int
     command: list[str]
+    lock: BaseFileLock
     resumed_from: str | None = None
     final: dict[str, float] = field(default_factory=dict)
     best: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -88,6 +90,9 @@ class Run:
         return bool(directions) and next(iter(directions)) in improved
 
     def save_real_grid(self) -> None:
+        """Some real images, once."""
+        if (self.dir.samples / "real.png").exists():
+            return
         count = min(self.config.train.sample_count, len(self.store))
         self._save(torch.from_numpy(self.store.images[:count].copy()).permute(0, 3, 1, 2), "real.png")
 

@@ -11,15 +11,17 @@ from torch.optim.lr_scheduler import ExponentialLR
 from relgan.config import OptimizerConfig, TrainConfig
 
 
-def build_optimizers(config: OptimizerConfig, generator: nn.Module, critic: nn.Module) -> tuple[Optimizer, Optimizer]:
-    """The generator's and the critic's optimizer."""
-    return _build(config, config.lr_g, generator), _build(config, config.lr_d, critic)
+def build_optimizers(
+    config: OptimizerConfig, generator: nn.Module, critic: nn.Module, *, fused: bool = True
+) -> tuple[Optimizer, Optimizer]:
+    """The generator's and the critic's optimizer; ``fused`` is Adam's one-kernel update."""
+    return _build(config, config.lr_g, generator, fused), _build(config, config.lr_d, critic, fused)
 
 
-def _build(config: OptimizerConfig, lr: float, network: nn.Module) -> Optimizer:
+def _build(config: OptimizerConfig, lr: float, network: nn.Module, fused: bool) -> Optimizer:
     beta1, beta2 = config.betas
     if config.name == "adam":
-        return Adam(network.parameters(), lr=lr, betas=(beta1, beta2), eps=config.eps, fused=True)
+        return Adam(network.parameters(), lr=lr, betas=(beta1, beta2), eps=config.eps, fused=fused)
     return RMSprop(network.parameters(), lr=lr, alpha=beta2, eps=config.eps, foreach=True)
 
 

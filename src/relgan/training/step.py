@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
-from relgan.distributed import average_gradients
+from relgan.distributed import average_gradients, global_mean
 from relgan.losses import AdversarialLoss
 from relgan.networks.blocks import pack
 from relgan.penalties import Penalty
@@ -109,16 +109,20 @@ class Step:
         average_gradients(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        # Gradients are the same on all ranks by now, so all ranks stop at the same update.
-        self.diverged = torch.maximum(self.diverged, (~torch.isfinite(norm + loss.detach())).float())
+        # Both the same on all ranks by now, so all ranks stop at the same update.
+        self.diverged = torch.maximum(self.diverged, (~torch.isfinite(norm + global_mean(loss.detach()))).float())
         _masked_step(optimizer, gradients, self.diverged)
         return norm.detach()
 
 
 def _masked_step(optimizer: Optimizer, gradients: Iterable[Tensor], masked: Tensor) -> None:
-    """Let ``optimizer`` update, or leave the parameters as they are where ``masked`` is 1; no synchronisation."""
+    """Let ``optimizer`` update, or leave the parameters as they are where ``masked`` is 1."""
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = masked  # type: ignore[attr-defined]
+    elif isinstance(optimizer, Adam):
+        # Its momentum would move the parameters on a zero gradient; the one case that waits for the device.
+        if masked.item():
+            return
     else:
         for gradient in gradients:
             gradient.copy_(torch.where(masked > 0, 0.0, gradient))
