@@ -131,7 +131,8 @@ class Loop:
         values["train/images_per_second"] = rate
         self.run.trackers.log("train", self.state.step, self.state.seconds, values)
         bar.show(values)
-        if not bar.live and is_due(self.state.step, max(1, self.run.total // 10), self.run.total):
+        tenth = max(1, self.run.total // 10)
+        if not bar.live and self.state.step % tenth < self.config.train.log_every:
             log.info("%6d/%d  %s", self.state.step, self.run.total, training_line(values))
         return True
 
