@@ -168,6 +168,6 @@ def run(task: Task) -> None:
             given = ", ".join(argument for argument in sys.argv[1:] if argument.endswith("=null"))
             raise RelganError(f"{given}: a group takes one of its choices; relgan-train --help lists them") from error
         except OSError as error:
-            if started:
+            if started or isinstance(error, HydraException):
                 raise
             raise ConfigError("hydra.run.dir", f"{error.filename}: {error.strerror}") from error
