@@ -59,6 +59,8 @@ class SweepCallback(Callback):
         trace = "".join(traceback.format_exception(error))
         log.error("failed: %s", line if isinstance(error, RelganError) else trace)
         run = RunDir(Path(config.hydra.runtime.output_dir))
+        # A configuration that was refused has left no directory, and its log line no file.
+        run.path.mkdir(parents=True, exist_ok=True)
         run.write_summary(
             {
                 "step": 0,
