@@ -54,13 +54,13 @@ class SweepCallback(Callback):
         gc.collect()
         if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
             return
+        run = RunDir(Path(config.hydra.runtime.output_dir))
+        # A refused configuration has left no directory, and train.log needs one.
+        run.path.mkdir(parents=True, exist_ok=True)
         error = job_return._return_value
         line = str(error) if isinstance(error, RelganError) else f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))
         log.error("failed: %s", line if isinstance(error, RelganError) else trace)
-        run = RunDir(Path(config.hydra.runtime.output_dir))
-        # A configuration that was refused has left no directory, and its log line no file.
-        run.path.mkdir(parents=True, exist_ok=True)
         run.write_summary(
             {
                 "step": 0,
