@@ -20,17 +20,8 @@ HELP = """relgan-data ACTION [dataset=NAME] [dataset.OPTION=VALUE …]
 
 
 def main() -> None:
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
+    with app.guard():
         _run(sys.argv[1:])
-    except (HydraException, OmegaConfBaseException) as error:
-        app.fail(app.one_line(error))
-    except RelganError as error:
-        app.fail(str(error))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def _run(arguments: list[str]) -> None:
@@ -46,11 +37,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _dataset(overrides: list[str]) -> DatasetConfig:
-    from hydra import compose, initialize_config_dir
-
-    app.register()
-    with initialize_config_dir(str(app.conf_dir()), version_base="1.3"):
-        return app.to_config(compose("config", overrides)).dataset
+    return app.compose(overrides).dataset
 
 
 def _list(overrides: list[str]) -> None:
