@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
-from relgan.config import Config, ConfigError, RelganError, run_name
+from relgan.config import Config, ConfigError, RelganError, check_batch_size, run_name
 from relgan.data import prepare
 from relgan.data.sampler import Batches, Sampler
 from relgan.data.store import PackedStore
+from relgan.distributed import barrier, is_main, rank, world_size
 from relgan.files import atomic_write
 from relgan.losses import get_loss
 from relgan.networks import build_networks
@@ -62,11 +63,14 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
         raise ConfigError("train.iterations", f"the checkpoint is at {state.step} updates already; give more")
     evaluator = _build_evaluator(config, store, device)
     in_place = source is not None and _is_own(source, directory)
+    # No rank may still be looking for what to continue when rank 0 begins to write.
+    barrier()
     lock = _occupy(directory)
-    with atomic_write(directory.config) as file:
-        file.write(_yaml(config).encode())
-    # Lines after the checkpoint, or of a start that never reached one, are about to be written again.
-    directory.truncate_metrics(state.step if in_place else -1, with_scores=state.step not in (0, total))
+    if is_main():
+        with atomic_write(directory.config) as file:
+            file.write(_yaml(config).encode())
+        # Lines after the checkpoint, or of a start that never reached one, are about to be written again.
+        directory.truncate_metrics(state.step if in_place else -1, with_scores=state.step not in (0, total))
     run = Run(
         config=config,
         dir=directory,
@@ -91,11 +95,12 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
 
 
 def _occupy(directory: RunDir) -> FileLock:
-    """Create the directory and keep every other process from training in it until the lock is released."""
+    """Create the directory and keep every other run from training in it until rank 0 releases the lock."""
     try:
         directory.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory.lock)
-        lock.acquire(blocking=False)
+        if is_main():
+            lock.acquire(blocking=False)
     except Timeout as error:
         raise OccupiedError(f"{directory.path} is being trained in by another process") from error
     except OSError as error:
@@ -110,7 +115,9 @@ def _build_training(config: Config, store: PackedStore, device: torch.device) ->
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Apple's fused kernel does not know the mask that keeps weights from a gradient that is not finite.
     optimizers = build_optimizers(config.optimizer, generator, critic, fused=device.type != "mps")
-    sampler = Sampler(len(store), config.train.batch_size, config.dataset.sampling, config.seed)
+    check_batch_size(config, world_size())
+    own_batch = config.train.batch_size // world_size()
+    sampler = Sampler(len(store), own_batch, config.dataset.sampling, config.seed, rank(), world_size())
     batches = Batches(store, sampler, device, config.dataset.hflip, config.dataset.residence)
     state = TrainState(
         generator=generator,
@@ -133,6 +140,7 @@ def _build_training(config: Config, store: PackedStore, device: torch.device) ->
         optimizer_d=optimizers[1],
         precision=choose_precision(config.precision, device),
         pack=config.model.pack,
+        accumulate=config.train.accumulate,
     )
     return state, step
 
@@ -154,6 +162,8 @@ def _build_evaluator(config: Config, store: PackedStore, device: torch.device) -
 
 
 def _build_trackers(config: Config, directory: RunDir, run_id: str | None) -> Tracker:
+    if not is_main():
+        return Trackers([])
     trackers: list[Tracker] = [JsonLines(directory.metrics)]
     if config.tracker.name == "wandb":
         from relgan.tracking import wandb

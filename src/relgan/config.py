@@ -107,6 +107,7 @@ class ModelConfig:
         choices=("transposed", "resize"),
     )
     pack: int = _opt(1, "PacGAN: images the critic sees at once, stacked on the channel axis", ge=1)
+    sync_batch_norm: bool = _opt(False, "batch norm over the batches of all ranks (torchrun) instead of each its own")
 
 
 @dataclass
@@ -162,6 +163,7 @@ class TrainConfig:
     iterations: int | None = _opt(1200, "generator updates", ge=0)
     epochs: float | None = _opt(None, "instead of iterations: passes of the critic over the data", gt=0)
     batch_size: int = _opt(64, "real images per critic update, over all devices", ge=2)
+    accumulate: int = _opt(1, "parts a batch is split into to save memory; the gradient stays that of the whole", ge=1)
     redraw_real: bool = _opt(True, "relativistic losses draw new real images for the generator's update")
     ema_decay: float = _opt(0.999, "decay of the generator's moving average per update; 0: no average", ge=0, lt=1)
     log_every: int = _opt(25, "generator updates between logged losses", ge=1)
@@ -284,6 +286,14 @@ def check_ranges(config: Any) -> None:
         _check_one(option, value, meta)
 
 
+def check_batch_size(config: Config, ranks: int) -> None:
+    """Raise ConfigError unless the batch splits evenly over ``ranks`` processes, parts and packs."""
+    factors = {"ranks": ranks, "train.accumulate": config.train.accumulate, "model.pack": config.model.pack}
+    if config.train.batch_size % math.prod(factors.values()):
+        product = " × ".join(f"{name} {factor}" for name, factor in factors.items() if factor > 1)
+        raise ConfigError("train.batch_size", f"{config.train.batch_size} is not a multiple of {product}")
+
+
 def validate(config: Config) -> None:
     """Raise :class:`ConfigError` naming the first option, or combination, that cannot be run."""
     check_ranges(config)
@@ -303,11 +313,7 @@ def validate(config: Config) -> None:
         )
     if config.model.name == "cnn32" and config.dataset.image_size != 32:
         raise ConfigError("dataset.image_size", f"model=cnn32 makes 32×32 images, not {config.dataset.image_size}")
-    if config.train.batch_size % config.model.pack:
-        raise ConfigError(
-            "train.batch_size",
-            f"{config.train.batch_size} is not a multiple of model.pack={config.model.pack}",
-        )
+    check_batch_size(config, ranks=1)
     if config.penalty.name == "clip" and config.model.spectral_norm:
         raise ConfigError("model.spectral_norm", "must be false with penalty=clip, which it would undo")
     if config.penalty.name != "none" and config.penalty.weight == 0:

@@ -1,12 +1,35 @@
-"""The few collective operations relgan needs; each is the identity in a single process."""
+"""The few collective operations relgan needs; each is the identity in a single process.
+
+Ranks share one state of the default random generators: what is random is drawn for the whole batch everywhere,
+and each rank uses its part (:func:`own_part`). A run therefore computes the same on any number of ranks, and the
+checkpoint of rank 0 continues them all.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+TIMEOUT = timedelta(minutes=10)
+
+
+def join() -> None:
+    """Join the ranks that torchrun started; one that then waits longer than ``TIMEOUT`` for the others fails."""
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(backend, timeout=TIMEOUT)
+
+
+def leave() -> None:
+    """The end of what :func:`join` began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def is_distributed() -> bool:
@@ -26,13 +49,48 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def global_mean(values: Tensor) -> Tensor:
-    """Mean over all elements of all ranks, with gradients to every rank's elements.
+def barrier() -> None:
+    """Wait for all ranks."""
+    if is_distributed():
+        dist.barrier()
+
+
+def own_part(values: Tensor) -> Tensor:
+    """This rank's rows of what every rank has computed for the whole batch."""
+    return values.chunk(world_size())[rank()]
+
+
+def largest(value: int) -> int:
+    """The largest of all ranks' values; all ranks must ask together."""
+    if not is_distributed():
+        return value
+    values = torch.tensor(value)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return int(values.item())
+
+
+def from_main(text: str) -> str:
+    """Rank 0's text, everywhere."""
+    texts = [text]
+    if is_distributed():
+        dist.broadcast_object_list(texts, 0)
+    return texts[0]
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Overwrite every rank's tensors with those of rank 0."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def global_mean(values: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
+    """Mean over all elements (or ``dim``) of all ranks, with gradients to every rank's elements.
 
     Each rank's loss is the mean over its own part and gradients are averaged over ranks, so the backward pass
     averages too: a local mean is 13 % off in the gradient and a detached global one 65 %.
     """
-    mean = values.mean()
+    mean = values.mean() if dim is None else values.mean(dim)
     if not is_distributed():
         return mean
     from torch.distributed.nn.functional import all_reduce

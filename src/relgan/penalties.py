@@ -3,11 +3,12 @@
 Gulrajani et al. 2017 (gp), Mescheder et al. 2018 (r1, r2), Kodali et al. 2017 (dragan), Arjovsky et al. 2017
 (clip). Norms are taken per sample, in float32 even where the critic runs in a lower precision. Nothing here
 waits for the device, so that a step with penalties can be captured in a CUDA graph. Random numbers come
-from the device's default generator.
+from the device's default generator; ranks draw the same numbers for the whole batch, and each uses its part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,22 +16,37 @@ import torch
 from torch import Tensor, nn
 
 from relgan.config import PENALTY_NAMES, ConfigError, PenaltyConfig
+from relgan.distributed import global_mean, own_part, world_size
 
 
 class Penalty(Protocol):
-    """A regulariser of the critic."""
+    """A regulariser of the critic: the sum of its :meth:`term` over its :meth:`points`."""
 
-    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        """The term to add to the critic's loss.
+    def points(self, real: Tensor, fake: Tensor) -> Sequence[Tensor]:
+        """Where the critic's gradient is looked at.
 
         Args:
-            critic: maps images to logits (N,); must be differentiable twice (not compiled).
             real: float (N, C, H, W), what the critic saw, before any augmentation.
             fake: of the same shape; gradients to the generator are cut.
 
         Returns:
+            Groups of N images. They depend on the whole batch of all ranks; a term takes any part of a group.
+        """
+        ...
+
+    def term(self, critic: nn.Module, images: Tensor) -> Tensor:
+        """Mean over ``images`` (n, C, H, W), one group of points or a part of it.
+
+        Args:
+            critic: maps images to logits (n,); must be differentiable twice (not compiled).
+
+        Returns:
             float32 scalar with a graph to the critic's parameters.
         """
+        ...
+
+    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """The whole of what is added to the critic's loss: float32 scalar; arguments as above."""
         ...
 
     def after_step(self, critic: nn.Module) -> None:
@@ -39,12 +55,12 @@ class Penalty(Protocol):
 
 
 def _input_gradient(critic: nn.Module, images: Tensor) -> Tensor:
-    """∂C/∂x at each image: float32, the shape of ``images``, with a graph."""
+    """∂C/∂x at each image: float32 or wider, the shape of ``images``, with a graph."""
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(critic(images).float().sum(), images, create_graph=True)
-    in_float32: Tensor = gradient.float()
-    return in_float32
+    widened: Tensor = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    return widened
 
 
 def _sample_dims(images: Tensor) -> tuple[int, ...]:
@@ -62,45 +78,66 @@ def _squared_norm(gradient: Tensor) -> Tensor:
     return gradient.square().sum(dim=_sample_dims(gradient)).mean()
 
 
-def _uniform_per_sample(images: Tensor) -> Tensor:
-    shape = (len(images), *(1 for _ in images.shape[1:]))
-    return torch.rand(shape, device=images.device, dtype=images.dtype)
+def _uniform(images: Tensor, *shape: int) -> Tensor:
+    """u ~ U(0, 1) for each image, of the given shape or of one number."""
+    shape = shape or (1,) * (images.ndim - 1)
+    return own_part(torch.rand(len(images) * world_size(), *shape, device=images.device, dtype=images.dtype))
 
 
-class _LossTerm:
+def _global_std(images: Tensor) -> Tensor:
+    """Standard deviation over every value of all ranks' images, with N − 1."""
+    count = images.numel() * world_size()
+    variance = global_mean((images - global_mean(images)).square()) * (count / (count - 1))
+    return variance.sqrt()
+
+
+class _Sum:
+    def points(self, real: Tensor, fake: Tensor) -> Sequence[Tensor]:
+        return ()
+
+    def term(self, critic: nn.Module, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        terms = [self.term(critic, images) for images in self.points(real, fake)]
+        return torch.stack(terms).sum() if terms else torch.zeros((), device=real.device)
+
     def after_step(self, critic: nn.Module) -> None:
         """A penalty of the loss leaves the parameters alone."""
 
 
 @dataclass(frozen=True)
-class GradientPenalty(_LossTerm):
+class GradientPenalty(_Sum):
     """λ·E(‖∇C(x̂)‖₂ − 1)² at x̂ = u·x + (1−u)·G(z), one u ~ U(0, 1) per sample."""
 
     weight: float = 10.0
 
-    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    def points(self, real: Tensor, fake: Tensor) -> Sequence[Tensor]:
         if real.shape != fake.shape:
             raise ValueError(f"gp mixes real with fake, got {tuple(real.shape)} and {tuple(fake.shape)}")
-        between = torch.lerp(fake.detach(), real.detach(), _uniform_per_sample(real))
-        return self.weight * _distance_from_one(_input_gradient(critic, between))
+        return (torch.lerp(fake.detach(), real.detach(), _uniform(real)),)
+
+    def term(self, critic: nn.Module, images: Tensor) -> Tensor:
+        return self.weight * _distance_from_one(_input_gradient(critic, images))
 
 
 @dataclass(frozen=True)
-class ZeroCenteredPenalty(_LossTerm):
+class ZeroCenteredPenalty(_Sum):
     """(γ/2)·E‖∇C‖² at the real images (R1), the fake ones (R2), or the sum of both."""
 
     weight: float = 1.0
     at_real: bool = True
     at_fake: bool = True
 
-    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        places = ([real] if self.at_real else []) + ([fake] if self.at_fake else [])
-        terms = [_squared_norm(_input_gradient(critic, images)) for images in places]
-        return self.weight / 2 * torch.stack(terms).sum()
+    def points(self, real: Tensor, fake: Tensor) -> Sequence[Tensor]:
+        return ([real] if self.at_real else []) + ([fake] if self.at_fake else [])
+
+    def term(self, critic: nn.Module, images: Tensor) -> Tensor:
+        return self.weight / 2 * _squared_norm(_input_gradient(critic, images))
 
 
 @dataclass(frozen=True)
-class DraganPenalty(_LossTerm):
+class DraganPenalty(_Sum):
     """λ·E(‖∇C(x̂)‖₂ − 1)² at x̂ = x + α·½·std(x)·u.
 
     α ~ U(0, 1) is one number per sample, u ~ U(0, 1) one per value, std(x) that of the whole batch.
@@ -108,20 +145,19 @@ class DraganPenalty(_LossTerm):
 
     weight: float = 10.0
 
-    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    def points(self, real: Tensor, fake: Tensor) -> Sequence[Tensor]:
         real = real.detach()
-        around = real + _uniform_per_sample(real) * (0.5 * real.std()) * torch.rand_like(real)
-        return self.weight * _distance_from_one(_input_gradient(critic, around))
+        return (real + _uniform(real) * (0.5 * _global_std(real)) * _uniform(real, *real.shape[1:]),)
+
+    def term(self, critic: nn.Module, images: Tensor) -> Tensor:
+        return self.weight * _distance_from_one(_input_gradient(critic, images))
 
 
 @dataclass(frozen=True)
-class WeightClipping:
+class WeightClipping(_Sum):
     """No term; every parameter of the critic is clamped to [−c, c] after its step."""
 
     bound: float = 0.01
-
-    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        return torch.zeros((), device=real.device)
 
     @torch.no_grad()
     def after_step(self, critic: nn.Module) -> None:

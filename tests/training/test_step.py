@@ -229,3 +229,47 @@ def test_a_step_is_not_masked_by_what_is_finite() -> None:
         step.update_generator(*batch(1))
         assert not equal(before["g"], weights(step.generator))
         assert not equal(before["d"], weights(step.critic))
+
+
+@pytest.mark.parametrize("penalty", ["none", "gp", "r1r2", "dragan"])
+@pytest.mark.parametrize(
+    "loss", [*sorted({"sgan", "wgan", "rsgan", "rlsgan", "ragan", "rahinge", "rchinge", "rsgan_allpairs"})]
+)
+def test_a_batch_in_parts_gives_the_update_of_the_whole(loss: str, penalty: str) -> None:
+    """Without batch norm, whose statistics are those of a part: losses, gradients and every buffer agree."""
+    steps = [in_parts(loss, penalty, count) for count in (1, 2, 3)]
+    real, z = (tensor.double() for tensor in batch(5))
+    seen = []
+    for step in steps:
+        torch.manual_seed(7)
+        critic = step.update_critic(real, z)
+        by_critic = gradients(step.critic)
+        generator = step.update_generator(real, z)
+        seen.append(
+            [*dataclasses.astuple(critic), *dataclasses.astuple(generator), *by_critic, *gradients(step.generator)]
+            + [buffer.clone() for network in (step.critic, step.generator) for buffer in network.buffers()]
+        )
+    for parts in seen[1:]:
+        for got, want in zip(parts, seen[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+
+
+def in_parts(loss: str, penalty: str, count: int) -> Step:
+    torch.manual_seed(0)
+    model = ModelConfig(width=2, latent_dim=4, norm="none", spectral_norm=True, generator_spectral_norm=True)
+    generator, critic = (network.double() for network in build_networks(model, 32, 1))
+    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(), generator, critic)
+    return Step(
+        generator=generator,
+        critic=critic,
+        loss=get_loss(loss),
+        penalty=build_penalty(PenaltyConfig(penalty, 1.0)),
+        optimizer_g=optimizer_g,
+        optimizer_d=optimizer_d,
+        precision=Precision(CPU, "fp32"),
+        accumulate=count,
+    )
+
+
+def gradients(network: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in network.parameters() if p.grad is not None]

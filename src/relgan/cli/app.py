@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,9 @@ from relgan.config import Config, ConfigError, RelganError, run_name, validate, 
 Task = Callable[[Config, Path], Any]
 
 EXIT_BAD_INPUT = 2
+# Set by torchrun for each of its ranks.
+WORLD_SIZE, RANK = "WORLD_SIZE", "RANK"
+STARTED = "RELGAN_STARTED"
 
 
 def conf_dir() -> Path:
@@ -49,6 +53,7 @@ def to_config(node: DictConfig) -> Config:
 
 def _run_dir(time: str, root: DictConfig) -> str:
     """outputs/NAME/TIME; with resume=auto the newest unfinished run of the same configuration, if any."""
+    time = os.environ.get(STARTED, time)
     base = Path("outputs") / run_name(root)
     if root.resume == "auto":
         from relgan.rundir import newest_unfinished
@@ -110,7 +115,8 @@ def one_line(error: BaseException) -> str:
 
 
 def fail(message: str, status: int = EXIT_BAD_INPUT) -> NoReturn:
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    rank = f" (rank {os.environ[RANK]})" if RANK in os.environ else ""
+    print(f"{Path(sys.argv[0]).name}{rank}: {message}", file=sys.stderr)
     raise SystemExit(status)
 
 
@@ -134,6 +140,22 @@ def compose(overrides: list[str]) -> Config:
         return to_config(hydra.compose("config", overrides))
 
 
+@contextlib.contextmanager
+def ranks() -> Iterator[None]:
+    """Join torchrun's other ranks, if there are any: one run directory for all, and one that reports."""
+    if int(os.environ.get(WORLD_SIZE, "1")) == 1:
+        yield
+        return
+    from relgan import distributed
+
+    distributed.join()
+    os.environ[STARTED] = distributed.from_main(f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    if not distributed.is_main():
+        sys.argv += ["hydra/job_logging=rank"]
+    yield
+    distributed.leave()
+
+
 def run(task: Task) -> None:
     """Compose the configuration from the command line and call ``task(config, run_dir)``.
 
@@ -149,6 +171,8 @@ def run(task: Task) -> None:
         nonlocal started
         started = True
         hydra_config = HydraConfig.get()
+        if hydra_config.mode == RunMode.MULTIRUN and int(os.environ.get(WORLD_SIZE, "1")) > 1:
+            fail("--multirun: torchrun trains one run on its ranks; start one per job, or sweep without torchrun")
         # In a single run, leaving here keeps Hydra from printing its own report first; a sweep goes on.
         with guard() if hydra_config.mode == RunMode.RUN else contextlib.nullcontext():
             run_dir = Path(hydra_config.runtime.output_dir)
@@ -159,7 +183,7 @@ def run(task: Task) -> None:
                     run_dir.rmdir()  # only where nothing was written
                 raise
 
-    with guard():
+    with guard(), ranks():
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(compose_and_call)()
         except ValueError as error:

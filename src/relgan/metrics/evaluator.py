@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from relgan.config import DatasetConfig, MetricsConfig
 from relgan.data import PackedStore
-from relgan.distributed import rank, world_size
+from relgan.distributed import largest, rank, world_size
 from relgan.images import grid
 from relgan.metrics.extractors import STACKED_SETS, Extractor, build_digits, build_extractor
 from relgan.metrics.panel import COMPARING, KEEPING, Panel
@@ -137,9 +137,16 @@ class Evaluator:
         started = time.perf_counter()
         for panel in panels:
             panel.reset()
-        for start, images in batches:
-            for panel in panels:
-                panel.update(images, start)
+        problem: ValueError | None = None
+        try:
+            for start, images in batches:
+                for panel in panels:
+                    panel.update(images, start)
+        except ValueError as error:
+            problem = error
+        # Together, because ranks that went on would wait for the others' statistics.
+        if largest(problem is not None):
+            raise problem or ValueError("the images of another rank cannot be scored")
         results: dict[str, float] = {}
         for panel in panels:
             results |= panel.compute()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from relgan.config import ModelConfig
+from relgan.distributed import global_mean, is_distributed, world_size
 
 
 def pack(images: Tensor, k: int) -> Tensor:
@@ -41,11 +43,56 @@ class SpectralNorm(_SpectralNorm):
             return super().forward(weight)
 
 
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the equal parts of a batch that all ranks hold; differentiable twice, on any device.
+
+    ``synchronised`` false makes it local: for passes that not all ranks do together.
+    """
+
+    synchronised = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.synchronised and is_distributed()):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x.to(self.weight.dtype)
+            dims = (0, 2, 3)
+            mean = global_mean(wide, dims)
+            centred = wide - mean[:, None, None]
+            variance = global_mean(centred.square(), dims)
+            self._follow(mean, variance, count=world_size() * x.numel() // x.shape[1])
+            scale = self.weight * (variance + self.eps).rsqrt()
+            return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+
+
+@contextlib.contextmanager
+def local_batch_norm(network: nn.Module) -> Iterator[None]:
+    """While entered, no pass of ``network`` waits for other ranks."""
+    norms = [module for module in network.modules() if isinstance(module, SyncBatchNorm2d)]
+    for norm in norms:
+        norm.synchronised = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.synchronised = True
+
+
 @dataclass(frozen=True)
 class Layers:
     """How one network's convolutions and hidden layers are made."""
 
-    batch_norm: bool
+    batch_norm: type[nn.BatchNorm2d] | None
     spectral_norm: bool
     activation: Callable[[], nn.Module]
     bias: bool
@@ -54,7 +101,7 @@ class Layers:
     @classmethod
     def of_generator(cls, model: ModelConfig, *, bias: bool) -> Layers:
         return cls(
-            batch_norm=_has_batch_norm(model, model.generator_spectral_norm),
+            batch_norm=_batch_norm(model, model.generator_spectral_norm),
             spectral_norm=model.generator_spectral_norm,
             activation=_activation(model.activation, lambda: nn.ReLU(inplace=True)),
             bias=bias,
@@ -65,7 +112,7 @@ class Layers:
     def of_critic(cls, model: ModelConfig, *, bias: bool, slope: float) -> Layers:
         """``slope``: of the default activation, LeakyReLU."""
         return cls(
-            batch_norm=_has_batch_norm(model, model.spectral_norm),
+            batch_norm=_batch_norm(model, model.spectral_norm),
             spectral_norm=model.spectral_norm,
             activation=_activation(model.activation, lambda: nn.LeakyReLU(slope, inplace=True)),
             bias=bias,
@@ -88,9 +135,15 @@ class Layers:
     def hidden(self, conv: nn.Module, channels: int, *, norm: bool = True) -> nn.Sequential:
         """``conv``, then batch norm unless ``norm`` is false or it is off, then the activation."""
         layers = [conv]
-        if norm and self.batch_norm:
-            layers.append(_batch_norm(channels))
+        if norm and self.batch_norm is not None:
+            layers.append(self._initialised(self.batch_norm(channels)))
         return nn.Sequential(*layers, self.activation())
+
+    @staticmethod
+    def _initialised(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+        nn.init.normal_(norm.weight, 1.0, 0.02)
+        nn.init.zeros_(norm.bias)
+        return norm
 
     def _finish(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
         nn.init.normal_(conv.weight, 0.0, 0.02)
@@ -101,16 +154,11 @@ class Layers:
         return conv
 
 
-def _has_batch_norm(model: ModelConfig, spectral_norm: bool) -> bool:
-    return model.norm == "batch" and model.activation != "selu" and not spectral_norm
+def _batch_norm(model: ModelConfig, spectral_norm: bool) -> type[nn.BatchNorm2d] | None:
+    if model.norm != "batch" or model.activation == "selu" or spectral_norm:
+        return None
+    return SyncBatchNorm2d if model.sync_batch_norm else nn.BatchNorm2d
 
 
 def _activation(name: str, default: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return {"default": default, "selu": lambda: nn.SELU(inplace=True), "tanh": nn.Tanh}[name]
-
-
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(channels)
-    nn.init.normal_(norm.weight, 1.0, 0.02)
-    nn.init.zeros_(norm.bias)
-    return norm

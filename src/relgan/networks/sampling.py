@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from relgan.images import to_uint8
+from relgan.networks.blocks import local_batch_norm
 
 _SLACK = 1e-2  # rounding of bfloat16; anything more is a missing tanh or clamp
 
@@ -59,8 +60,9 @@ def generate(network: nn.Module, batches: Iterable[Tensor], *, mode: str = "eval
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     network.train(mode == "train")
     try:
-        for z in batches:
-            yield to_uint8(_checked(network(z)))
+        with local_batch_norm(network):
+            for z in batches:
+                yield to_uint8(_checked(network(z)))
     finally:
         network.train(was_training)
         for name, buffer in network.named_buffers():

@@ -30,10 +30,10 @@ class FileHandler(logging.FileHandler):
 class ProgressBar:
     """Generator updates done, losses, images per second and time left; silent where nobody watches."""
 
-    def __init__(self, total: int, start: int) -> None:
+    def __init__(self, total: int, start: int, *, visible: bool = True) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.live = sys.stdout.isatty()
+        self.live = visible and sys.stdout.isatty()
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),

@@ -25,7 +25,8 @@ def choose_device(name: str) -> torch.device:
     elif not available[name]:
         present = ", ".join(kind for kind, there in available.items() if there)
         raise ConfigError("device", f"{name} is not available on this machine (accepted here: auto, {present})")
-    return torch.device(name)
+    # The one that this rank has chosen (relgan.distributed.join).
+    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
 def has_bf16_units(device: torch.device) -> bool:

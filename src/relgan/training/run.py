@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from relgan.config import Config
 from relgan.data.store import PackedStore
+from relgan.distributed import is_main, own_part, world_size
 from relgan.images import grid, save_png, to_uint8
 from relgan.metrics.direction import direction
 from relgan.networks.sampling import sample_images
@@ -50,11 +51,12 @@ class Run:
 
     def describe(self) -> str:
         config, store = self.config, self.store
+        ranks = "" if world_size() == 1 else f" × {world_size()} ranks"
         penalty = "" if config.penalty.name == "none" else f" + {config.penalty.name} {config.penalty.weight:g}"
         return (
             f"{config.loss.name}{penalty} · {config.model.name} width {config.model.width} · {store.meta['name']} "
             f"{len(store):,} images {store.image_size}×{store.image_size}×{store.channels} · "
-            f"{self.device.type} {self.step.precision.name} · seed {config.seed} · {self.dir.path}"
+            f"{self.device.type}{ranks} {self.step.precision.name} · seed {config.seed} · {self.dir.path}"
         )
 
     @property
@@ -63,8 +65,9 @@ class Run:
         return self.state.ema.module if self.config.train.ema_decay > 0 else self.state.generator
 
     def training_latents(self) -> Tensor:
-        """z ~ N(0, I) from the device's default generator, whose state is in the checkpoint."""
-        return torch.randn(self.config.train.batch_size, self.config.model.latent_dim, device=self.device)
+        """This rank's z ~ N(0, I) from the device's default generator, whose state is in the checkpoint."""
+        z = torch.randn(self.config.train.batch_size, self.config.model.latent_dim, device=self.device)
+        return own_part(z)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -77,7 +80,7 @@ class Run:
             return {}
         generator = self.averaged if self.config.metrics.generator == "ema" else self.state.generator
         scores = self.evaluator.evaluate(generator)
-        neighbours = self.evaluator.neighbours(generator)
+        neighbours = self.evaluator.neighbours(generator) if is_main() else None
         if neighbours is not None:
             save_png(neighbours, self.dir.samples / f"neighbours_{self.state.step:08d}.png")
         return scores
@@ -144,7 +147,9 @@ class Run:
     def write_summary(
         self, status: Status, *, images_per_second: float | None = None, error: str | None = None
     ) -> None:
-        """Replace summary.json; a disk that is full leaves the old one."""
+        """Replace summary.json, on rank 0; a disk that is full leaves the old one."""
+        if not is_main():
+            return
         summary = {
             "status": status,
             "step": self.state.step,

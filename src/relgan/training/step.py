@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from relgan.distributed import average_gradients, global_mean
 from relgan.losses import AdversarialLoss
 from relgan.networks.blocks import pack
 from relgan.penalties import Penalty
+from relgan.training.accumulate import backward, in_parts
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Precision:
 
 @dataclass
 class CriticResult:
-    """What a critic update saw: 0-d and (N,) float32 tensors on the training device."""
+    """What a critic update saw on this rank: 0-d and (N,) float32 tensors on the training device."""
 
     loss: Tensor
     penalty: Tensor
@@ -52,6 +53,10 @@ class Step:
 
     After a loss or gradient that is not finite no update is applied any more: ``diverged`` (0-d float32 on the
     device, 0 or 1) stays set and masks them, so that nothing needs to wait for the device to find out.
+
+    ``generate`` and ``judge`` run the two networks; an engine may replace them by faster equivalents, except
+    for penalties, which differentiate the critic itself twice. ``accumulate`` is the number of parts that a
+    batch is split into to save memory.
     """
 
     generator: nn.Module
@@ -62,55 +67,88 @@ class Step:
     optimizer_d: Optimizer
     precision: Precision
     pack: int = 1
+    accumulate: int = 1
     diverged: Tensor = field(init=False)
+    generate: Callable[[Tensor], Tensor] = field(init=False)
+    judge: Callable[[Tensor], Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.diverged = torch.zeros((), device=self.precision.device)
+        self.generate, self.judge = self.generator, self.critic
 
     def update_critic(self, real: Tensor, z: Tensor) -> CriticResult:
         """Update the critic on ``real`` (N, C, H, W) in [−1, 1] and latents ``z`` (N, latent_dim)."""
         with torch.no_grad(), self.precision.autocast():
-            fake = self.generator(z)
-        real, fake = pack(real, self.pack), pack(fake.float(), self.pack)
-        with self.precision.autocast():
-            # Two forwards: batch norm must not mix the statistics of real and fake images.
-            real_logits = self.critic(real).float()
-            fake_logits = self.critic(fake).float()
-        loss = self.loss.discriminator(real_logits, fake_logits)
-        penalty = torch.zeros_like(loss)
-        if self.penalty is not None:
-            with self.precision.autocast():
-                penalty = self.penalty(self.critic, real, fake)
+            fake = self.generate(z)
+        real, fake = pack(real, self.pack), pack(fake.to(real.dtype), self.pack)
+        self.optimizer_d.zero_grad(set_to_none=True)
+        # Two forwards: batch norm must not mix the statistics of real and fake images.
+        loss, (real_logits, fake_logits) = backward(
+            self._logits, (real, fake), self.loss.discriminator, self.accumulate, (self.critic,)
+        )
+        penalty = self._backward_penalty(real, fake) if self.penalty is not None else torch.zeros_like(loss)
         grad_norm = self._apply(self.optimizer_d, self.critic, loss + penalty)
         if self.penalty is not None:
             self.penalty.after_step(self.critic)
-        return CriticResult(loss.detach(), penalty.detach(), grad_norm, real_logits.detach(), fake_logits.detach())
+        return CriticResult(loss, penalty, grad_norm, real_logits.float(), fake_logits.float())
 
     def update_generator(self, real: Tensor, z: Tensor) -> GeneratorResult:
         """Update the generator; ``real`` is only looked at by losses whose generator term compares with it."""
-        self.critic.requires_grad_(False)
-        try:
+        networks = (self.generator, self.critic)
+        images: list[Tensor] = []
+
+        def logits_of_fakes(z: Tensor) -> Tensor:
             with self.precision.autocast():
-                images = self.generator(z)
-                fake_logits = self.critic(pack(images, self.pack)).float()
-                # With the critic frozen this forward is constant: no graph is kept.
-                real_logits = self.critic(pack(real, self.pack)).float() if self.loss.needs_real_for_generator else None
-            loss = self.loss.generator(real_logits, fake_logits)
-            grad_norm = self._apply(self.optimizer_g, self.generator, loss)
+                fake = self.generate(z)
+            images.append(fake.detach())
+            return self._logits(pack(fake, self.pack))
+
+        def loss_of_fakes(fake_logits: Tensor) -> Tensor:
+            return self.loss.generator(self._constant_logits(real), fake_logits)
+
+        self.critic.requires_grad_(False)
+        self.optimizer_g.zero_grad(set_to_none=True)
+        try:
+            loss, _ = backward(logits_of_fakes, (z,), loss_of_fakes, self.accumulate, networks)
         finally:
             self.critic.requires_grad_(True)
-        return GeneratorResult(loss.detach(), grad_norm, images.detach())
+        grad_norm = self._apply(self.optimizer_g, self.generator, loss)
+        return GeneratorResult(loss, grad_norm, torch.cat(images[-self.accumulate :]))
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with self.precision.autocast():
+            return self.judge(images)
+
+    def _constant_logits(self, real: Tensor) -> Tensor | None:
+        """Logits of the real images where the generator's loss compares with them; no graph is kept."""
+        if not self.loss.needs_real_for_generator:
+            return None
+        with torch.no_grad():
+            parts = in_parts(pack(real, self.pack), self.accumulate, (self.critic,))
+            return torch.cat([self._logits(part) for part in parts])
+
+    def _backward_penalty(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Add the penalty's gradient to the critic's parameters; returns its value."""
+        assert self.penalty is not None
+        total = torch.zeros((), device=real.device)
+        for points in self.penalty.points(real, fake):
+            for part in in_parts(points, self.accumulate, (self.critic,)):
+                with self.precision.autocast():
+                    term = self.penalty.term(self.critic, part) / self.accumulate
+                term.backward()
+                total += term.detach()
+        return total
 
     def _apply(self, optimizer: Optimizer, network: nn.Module, loss: Tensor) -> Tensor:
-        """Backward and update unless anything was ever not finite; returns the global norm of the gradient."""
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        """Update by the gradients at hand unless anything was ever not finite; returns the gradient's norm."""
         parameters = [p for p in network.parameters() if p.grad is not None]
         average_gradients(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         # Both the same on all ranks by now, so all ranks stop at the same update.
-        self.diverged = torch.maximum(self.diverged, (~torch.isfinite(norm + global_mean(loss.detach()))).float())
+        not_finite = (~torch.isfinite(norm + global_mean(loss))).float()
+        # In place: a CUDA graph reads and writes the same memory at every replay.
+        torch.maximum(self.diverged, not_finite, out=self.diverged)
         _masked_step(optimizer, gradients, self.diverged)
         return norm.detach()
 
