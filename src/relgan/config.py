@@ -44,28 +44,9 @@ def _opt(
 
 IMAGE_SIZES = (32, 64, 128, 256)
 LOSS_NAMES = (
-    "sgan",
-    "sgan_saturating",
-    "lsgan",
-    "hinge",
-    "wgan",
-    "wgan_gp",
-    "rsgan",
-    "rlsgan",
-    "rhinge",
-    "rasgan",
-    "ragan",
-    "ralsgan",
-    "rahinge",
-    "rsgan_gp",
-    "rasgan_gp",
-    "rcsgan",
-    "rclsgan",
-    "rchinge",
-    "rsgan_allpairs",
-    "rlsgan_allpairs",
-    "rhinge_allpairs",
-    "rpgan_r1r2",
+    *("sgan", "sgan_saturating", "lsgan", "hinge", "wgan", "wgan_gp"),
+    *("rsgan", "rlsgan", "rhinge", "rasgan", "ragan", "ralsgan", "rahinge", "rsgan_gp", "rasgan_gp"),
+    *("rcsgan", "rclsgan", "rchinge", "rsgan_allpairs", "rlsgan_allpairs", "rhinge_allpairs", "rpgan_r1r2"),
 )
 # Relativistic losses whose generator has two different terms: the only ones with a choice of terms.
 TWO_TERM_LOSSES = ("rasgan", "ragan", "ralsgan", "rahinge", "rasgan_gp", "rcsgan", "rclsgan", "rchinge")
