@@ -16,7 +16,6 @@ from relgan.config import Config, ConfigError, RelganError, run_name
 from relgan.data import prepare
 from relgan.data.sampler import Batches, Sampler
 from relgan.data.store import PackedStore
-from relgan.files import atomic_write
 from relgan.losses import get_loss
 from relgan.networks import build_networks
 from relgan.penalties import build_penalty
@@ -56,6 +55,7 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
     store = prepare(config.dataset)
     state, step = _build_training(config, store, device)
     if saved is not None:
+        _check_data(saved, store)
         state.load_state_dict(saved)
     total = total_iterations(config.train, config.optimizer.n_critic, len(store))
     if state.step > total:
@@ -63,10 +63,11 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
     evaluator = _build_evaluator(config, store, device)
     in_place = source is not None and _is_own(source, directory)
     lock = _occupy(directory)
-    with atomic_write(directory.config) as file:
-        file.write(_yaml(config).encode())
+    directory.write_config(config)
     # Lines after the checkpoint, or of a start that never reached one, are about to be written again.
-    directory.truncate_metrics(state.step if in_place else -1, with_scores=state.step not in (0, total))
+    visited = saved is None or bool(saved.get("visited", True))
+    kept = visited and state.step not in (0, total)
+    directory.truncate_metrics(state.step if in_place else -1, with_scores=kept)
     run = Run(
         config=config,
         dir=directory,
@@ -83,6 +84,8 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
         # The scores of another directory's run belong to its own best.pt.
         final=saved["final"] if saved and in_place else {},
         best=saved["best"] if saved and in_place else {},
+        ranking=saved.get("ranking", {}) if saved and in_place else {},
+        visited=visited,
     )
     run.write_summary("running")
     if source is not None:
@@ -190,11 +193,14 @@ def _find_saved(config: Config, directory: RunDir) -> tuple[dict[str, Any] | Non
     return saved, path
 
 
+def _check_data(saved: dict[str, Any], store: PackedStore) -> None:
+    """Refuse to go on with other images under the same options; older checkpoints do not tell."""
+    before = saved.get("data_fingerprint", store.fingerprint)
+    if before != store.fingerprint:
+        raise ConfigError(
+            "dataset.path", f"the checkpoint was trained on other images ({before}) than these ({store.fingerprint})"
+        )
+
+
 def _is_own(path: Path, directory: RunDir) -> bool:
     return path.parent.resolve() == directory.checkpoints.resolve()
-
-
-def _yaml(config: Config) -> str:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.structured(config))

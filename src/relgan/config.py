@@ -167,6 +167,8 @@ class TrainConfig:
     log_every: int = _opt(25, "generator updates between logged losses", ge=1)
     sample_every: int = _opt(0, "generator updates between grids; 0: only at 0, ¼, ½, ¾ and the end", ge=0)
     checkpoint_every: int = _opt(500, "generator updates between checkpoints; 0: only at the end", ge=0)
+    keep_checkpoints: int = _opt(0, "newest of those checkpoints to keep as step_*.pt besides last.pt", ge=0)
+    keep_best: int = _opt(1, "best scored checkpoints to keep; above 1, as best_*.pt besides best.pt", ge=1)
     sample_count: int = _opt(64, "images in a grid", ge=1)
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from relgan.config import RelganError
+from relgan.distributed import is_main, world_size
+from relgan.rundir import previous
 from relgan.tracking.console import ProgressBar, training_line
 from relgan.training import checkpoint
 from relgan.training.run import Run
 from relgan.training.schedule import epoch_of, is_due, quarters
-from relgan.training.signals import StopSignals
+from relgan.training.signals import StopRequested, StopSignals, requeue
 from relgan.training.step import CriticResult, GeneratorResult
 from relgan.training.summary import Speed, Status
 
@@ -35,11 +40,12 @@ class Outcome:
 
 def train(run: Run) -> Outcome:
     """Train until the configured end, a signal, or a loss that is not finite; the run directory tells the rest."""
-    loop = Loop(run)
     outcome = Outcome("failed", 1)
+    signals = StopSignals()
+    loop = Loop(run, signals)
     try:
-        with StopSignals() as signals:
-            outcome = loop.run_until_done(signals)
+        with signals:
+            outcome = loop.run_until_done()
     except BaseException as error:
         trace: str | None = "".join(traceback.format_exception(error))
         if isinstance(error, KeyboardInterrupt):
@@ -55,8 +61,9 @@ def train(run: Run) -> Outcome:
 class Loop:
     """One run in progress. Every method is called between whole generator updates."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, signals: StopSignals) -> None:
         self.run = run
+        self.signals = signals
         self.state = run.state
         self.config = run.config
         self.speed = Speed(run.config.train.batch_size * run.config.optimizer.n_critic)
@@ -66,30 +73,43 @@ class Loop:
         self.critic_result: CriticResult | None = None
         self.generator_result: GeneratorResult | None = None
 
-    def run_until_done(self, signals: StopSignals) -> Outcome:
+    def run_until_done(self) -> Outcome:
+        log.info("%s", self.run.describe())
+        with contextlib.suppress(StopRequested):
+            return self.run_through()
+        assert self.signals.received is not None
+        log.info("stopped by a signal after %d of %d updates", self.state.step, self.run.total)
+        outcome = self.end("interrupted", 128 + self.signals.received)
+        if self.signals.wants_requeue and is_main():
+            requeue()
+        return outcome
+
+    def run_through(self) -> Outcome:
         run, state = self.run, self.state
-        log.info("%s", run.describe())
         if state.step == 0:
             self.look()
             self.score()
+        elif not run.visited and state.step < run.total:
+            self.visit()
         with ProgressBar(run.total, state.step) as bar:
             self.restart_clock()
-            while state.step < run.total and signals.received is None:
+            while state.step < run.total:
+                self.signals.check()
                 self.iterate()
+                run.visited = False
                 bar.advance()
                 if self.log_is_due() and not self.log_training(bar):
                     return self.end("diverged", 0)
+                self.signals.check()
                 if state.step < run.total:
                     self.visit()
-        if signals.received is not None:
-            log.info("stopped by a signal after %d of %d updates", state.step, run.total)
-            return self.end("interrupted", 128 + signals.received)
         if state.step > 0:
-            if self.run.evaluator is not None:
+            if run.evaluator is not None:
                 # Scores take long and may fail; the end saves again with them.
                 self.save()
             self.look()
             self.score()
+        run.visited = True
         return self.end("finished", 0)
 
     def iterate(self) -> None:
@@ -153,6 +173,7 @@ class Loop:
             self.look()
         if scores:
             self.score()
+        self.run.visited = True
         if saves:
             self.save()
         self.interval_started += time.perf_counter() - paused
@@ -168,8 +189,11 @@ class Loop:
     def score(self) -> None:
         """Evaluate; a generator that cannot be scored is reported, and training goes on."""
         self.state.seconds = time.perf_counter() - self.started
+        # Ranks that leave an evaluation at different batches would wait for each other.
+        alone = world_size() == 1
         try:
-            scores = self.run.evaluate()
+            with self.signals.inside_networks() if alone else contextlib.nullcontext():
+                scores = self.run.evaluate()
         except (ValueError, RelganError, OSError, torch.OutOfMemoryError) as error:
             log.warning("no scores at update %d: %s", self.state.step, error)
             return
@@ -180,23 +204,31 @@ class Loop:
             return
         self.run.trackers.log("eval", self.state.step, self.state.seconds, scores, self.run.protocol)
         log.info("%6d/%d  %s", self.state.step, self.run.total, self.run.score_line(scores))
-        if self.run.remember(scores):
-            self.save_to_best()
+        self.save_among_best(self.run.remember(scores))
         self.run.write_summary("running", images_per_second=self.speed.images_per_second)
 
-    def save_to_best(self) -> None:
-        try:
-            checkpoint.save(self.run.checkpoint(), self.run.dir.best, keep_previous=False)
-        except OSError as error:
-            log.warning("best.pt could not be written (%s); training goes on", error)
+    def save_among_best(self, paths: Sequence[Path]) -> None:
+        content = self.run.checkpoint() if paths else {}
+        for path in paths:
+            try:
+                checkpoint.save(content, path, keep_previous=False)
+            except OSError as error:
+                log.warning("%s could not be written (%s); training goes on", path.name, error)
 
     def save(self) -> bool:
         self.state.seconds = time.perf_counter() - self.started
+        directory, content = self.run.dir, self.run.checkpoint()
         try:
-            checkpoint.save(self.run.checkpoint(), self.run.dir.last)
+            if self.config.train.keep_checkpoints:
+                # Before last.pt: a process killed between the two does it again.
+                checkpoint.save(content, directory.kept(self.state.step), keep_previous=False)
+            checkpoint.save(content, directory.last)
         except OSError as error:
             log.warning("last.pt could not be written (%s); training goes on and tries again", error)
             return False
+        # Only now: before, last.pt knew the ones that are to go.
+        directory.prune(self.config.train.keep_checkpoints, self.run.ranking)
+        self.run.write_config()
         self.run.write_summary("running", images_per_second=self.speed.images_per_second)
         return True
 
@@ -208,7 +240,8 @@ class Loop:
                 break
             time.sleep(0.2 * 2**attempt)
         else:
-            good = self.run.dir.last if self.run.dir.last.exists() else "none"
+            last = self.run.dir.last
+            good = next((path for path in (last, previous(last)) if path.exists()), "none")
             error = f"last.pt could not be written in {FINAL_SAVE_ATTEMPTS} attempts; last good checkpoint: {good}"
             log.error("%s", error)
             status, exit_code = "failed", 1

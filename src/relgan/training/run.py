@@ -21,7 +21,7 @@ from relgan.rundir import RunDir
 from relgan.tracking.base import Tracker
 from relgan.training.state import TrainState
 from relgan.training.step import Step
-from relgan.training.summary import Status, hardware, peak_memory_bytes, update_best, versions
+from relgan.training.summary import Status, best_of, hardware, peak_memory_bytes, update_best, versions
 
 if TYPE_CHECKING:
     from relgan.metrics.evaluator import Evaluator
@@ -47,6 +47,9 @@ class Run:
     resumed_from: str | None = None
     final: dict[str, float] = field(default_factory=dict)
     best: dict[str, dict[str, float]] = field(default_factory=dict)
+    ranking: dict[int, float] = field(default_factory=dict)
+    visited: bool = True
+    """Whether everything due at the current update was done; False where a signal came before."""
 
     def describe(self) -> str:
         config, store = self.config, self.store
@@ -82,12 +85,18 @@ class Run:
             save_png(neighbours, self.dir.samples / f"neighbours_{self.state.step:08d}.png")
         return scores
 
-    def remember(self, scores: Mapping[str, float]) -> bool:
-        """Keep the scores for the summary; True when the first of them that has a direction is the best so far."""
+    def remember(self, scores: Mapping[str, float]) -> list[Path]:
+        """Keep the scores for the summary; returns the checkpoints they deserve by the first that has a direction."""
         self.final = dict(scores)
         directions = {key: way for key in scores if (way := direction(key)) is not None}
         improved = update_best(self.best, scores, self.state.step, directions)
-        return bool(directions) and next(iter(directions)) in improved
+        if not directions:
+            return []
+        key, way = next(iter(directions.items()))
+        step, count = self.state.step, self.config.train.keep_best
+        self.ranking = best_of({**self.ranking, step: scores[key]}, way, count)
+        earned = [self.dir.best] if key in improved else []
+        return [*earned, self.dir.kept_best(step)] if count > 1 and step in self.ranking else earned
 
     def save_real_grid(self) -> None:
         """Some real images, once."""
@@ -139,7 +148,19 @@ class Run:
             "tracker_run_id": self.trackers.run_id,
             "best": self.best,
             "final": self.final,
+            "ranking": self.ranking,
+            "visited": self.visited,
+            "data_fingerprint": self.store.fingerprint,
         }
+
+    def write_config(self) -> None:
+        """Write config.yaml unless it is there: the directory may have been deleted meanwhile."""
+        if self.dir.config.exists():
+            return
+        try:
+            self.dir.write_config(self.config)
+        except OSError as error:
+            log.warning("config.yaml could not be written (%s)", error)
 
     def write_summary(
         self, status: Status, *, images_per_second: float | None = None, error: str | None = None
