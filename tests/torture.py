@@ -170,7 +170,6 @@ class Starter:
                 del os.environ["PYTHONPATH"]
             else:
                 os.environ["PYTHONPATH"] = before
-        self.cache = str(cache_dir())
 
     def live(
         self,
@@ -183,7 +182,9 @@ class Starter:
     ) -> tuple[int | None, str]:
         """Train until the end, or until SIGKILL ``kill_after`` seconds; exit code and the phase it was in."""
         marks = self._context.RawArray("i", 1)
-        process = self._context.Process(target=_live, args=(directory, options, self.cache, marks, prepare, given))
+        process = self._context.Process(
+            target=_live, args=(directory, options, str(cache_dir()), marks, prepare, given)
+        )
         process.start()
         process.join(PATIENCE if kill_after is None else kill_after)
         if process.exitcode is None:
