@@ -40,7 +40,7 @@ LAYERS = {
 LIGHT = ("relgan.config", "relgan.rundir", "relgan.cli", "relgan.tracking.console", "relgan.report")
 HEAVY = {"torch", "torchvision", "torchmetrics", "torch_fidelity", "lpips", "wandb", "sklearn"}
 MAX_LINES = 320
-MAX_CODE_LINES = 6000
+MAX_CODE_LINES = 6500
 NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from relgan.config import Config, ConfigError, RelganError, check_batch_size, run_name
 from relgan.data import prepare
 from relgan.data.sampler import Batches, Sampler
 from relgan.data.store import PackedStore
-from relgan.distributed import barrier, is_main, rank, world_size
-from relgan.files import atomic_write
+from relgan.distributed import barrier, is_main, own_part, rank, world_size
 from relgan.losses import get_loss
 from relgan.networks import build_networks
 from relgan.penalties import build_penalty
@@ -25,7 +25,14 @@ from relgan.rundir import OccupiedError, RunDir, differences, find_checkpoint
 from relgan.tracking.base import JsonLines, Tracker, Trackers
 from relgan.training import checkpoint
 from relgan.training.ema import EMA
-from relgan.training.engine import choose_device, choose_precision, keep_freed_memory
+from relgan.training.engine import (
+    build_iteration,
+    choose_device,
+    choose_engine,
+    choose_precision,
+    keep_freed_memory,
+)
+from relgan.training.iteration import Eager, Iteration
 from relgan.training.run import Run
 from relgan.training.schedule import build_optimizers, build_schedule, total_iterations
 from relgan.training.state import TrainState
@@ -55,8 +62,10 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
     if device.type == "cpu":
         keep_freed_memory()
     store = prepare(config.dataset)
-    state, step = _build_training(config, store, device)
+    engine = choose_engine(config.engine, device, accumulate=config.train.accumulate, ranks=world_size())
+    state, step = _build_training(config, store, device, captured=engine == "cudagraph")
     if saved is not None:
+        _check_data(saved, store)
         state.load_state_dict(saved)
     total = total_iterations(config.train, config.optimizer.n_critic, len(store))
     if state.step > total:
@@ -66,11 +75,12 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
     # No rank may still be looking for what to continue when rank 0 begins to write.
     barrier()
     lock = _occupy(directory)
+    visited = saved is None or bool(saved.get("visited", True))
     if is_main():
-        with atomic_write(directory.config) as file:
-            file.write(_yaml(config).encode())
+        directory.write_config(config)
         # Lines after the checkpoint, or of a start that never reached one, are about to be written again.
-        directory.truncate_metrics(state.step if in_place else -1, with_scores=state.step not in (0, total))
+        kept = visited and state.step not in (0, total)
+        directory.truncate_metrics(state.step if in_place else -1, with_scores=kept)
     run = Run(
         config=config,
         dir=directory,
@@ -78,6 +88,8 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
         store=store,
         state=state,
         step=step,
+        iteration=_build_iteration(config, engine, step, store.channels),
+        engine=engine,
         evaluator=evaluator,
         trackers=_build_trackers(config, directory, saved["tracker_run_id"] if saved and in_place else None),
         total=total,
@@ -87,6 +99,8 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
         # The scores of another directory's run belong to its own best.pt.
         final=saved["final"] if saved and in_place else {},
         best=saved["best"] if saved and in_place else {},
+        ranking=saved.get("ranking", {}) if saved and in_place else {},
+        visited=visited,
     )
     run.write_summary("running")
     if source is not None:
@@ -108,13 +122,15 @@ def _occupy(directory: RunDir) -> FileLock:
     return lock
 
 
-def _build_training(config: Config, store: PackedStore, device: torch.device) -> tuple[TrainState, Step]:
+def _build_training(
+    config: Config, store: PackedStore, device: torch.device, *, captured: bool
+) -> tuple[TrainState, Step]:
     torch.manual_seed(config.seed)
     generator, critic = build_networks(config.model, config.dataset.image_size, store.channels)
     for network in (generator, critic):
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # Apple's fused kernel does not know the mask that keeps weights from a gradient that is not finite.
-    optimizers = build_optimizers(config.optimizer, generator, critic, fused=device.type != "mps")
+    optimizers = build_optimizers(config.optimizer, generator, critic, fused=device.type != "mps", captured=captured)
     check_batch_size(config, world_size())
     own_batch = config.train.batch_size // world_size()
     sampler = Sampler(len(store), own_batch, config.dataset.sampling, config.seed, rank(), world_size())
@@ -143,6 +159,19 @@ def _build_training(config: Config, store: PackedStore, device: torch.device) ->
         accumulate=config.train.accumulate,
     )
     return state, step
+
+
+def _build_iteration(config: Config, engine: str, step: Step, channels: int) -> Iteration:
+    count, size, device = config.train.batch_size, config.dataset.image_size, step.precision.device
+
+    def latents() -> Tensor:
+        """This rank's z ~ N(0, I) from the device's default generator, whose state is in the checkpoint."""
+        return own_part(torch.randn(count, config.model.latent_dim, device=device))
+
+    shape = (count // world_size(), channels, size, size)
+    black = torch.full(shape, -1.0, device=device).contiguous(memory_format=torch.channels_last)
+    examples = [black] * (config.optimizer.n_critic + 1)
+    return build_iteration(engine, Eager(step, latents), examples, chosen_by_user=config.engine != "auto")
 
 
 def _build_evaluator(config: Config, store: PackedStore, device: torch.device) -> Evaluator | None:
@@ -200,11 +229,14 @@ def _find_saved(config: Config, directory: RunDir) -> tuple[dict[str, Any] | Non
     return saved, path
 
 
+def _check_data(saved: dict[str, Any], store: PackedStore) -> None:
+    """Refuse to go on with other images under the same options; older checkpoints do not tell."""
+    before = saved.get("data_fingerprint", store.fingerprint)
+    if before != store.fingerprint:
+        raise ConfigError(
+            "dataset.path", f"the checkpoint was trained on other images ({before}) than these ({store.fingerprint})"
+        )
+
+
 def _is_own(path: Path, directory: RunDir) -> bool:
     return path.parent.resolve() == directory.checkpoints.resolve()
-
-
-def _yaml(config: Config) -> str:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -150,6 +150,8 @@ class TrainConfig:
     log_every: int = _opt(25, "generator updates between logged losses", ge=1)
     sample_every: int = _opt(0, "generator updates between grids; 0: only at 0, ¼, ½, ¾ and the end", ge=0)
     checkpoint_every: int = _opt(500, "generator updates between checkpoints; 0: only at the end", ge=0)
+    keep_checkpoints: int = _opt(0, "newest of those checkpoints to keep as step_*.pt besides last.pt", ge=0)
+    keep_best: int = _opt(1, "best scored checkpoints to keep; above 1, as best_*.pt besides best.pt", ge=1)
     sample_count: int = _opt(64, "images in a grid", ge=1)
 
 
@@ -208,7 +210,11 @@ class Config:
     seed: int = _opt(1, "seed of weights, noise and data order", ge=0)
     device: str = _opt("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = _opt("auto", "arithmetic of the networks", choices=("auto", "fp32", "bf16"))
-    engine: str = _opt("auto", "how the step runs", choices=("auto", "eager"))
+    engine: str = _opt(
+        "auto",
+        "auto: cudagraph on CUDA, else eager",
+        choices=("auto", "eager", "compiled", "cudagraph"),
+    )
     resume: str | None = _opt(None, "null, auto, or the path of a run directory or checkpoint")
     fail_fast: bool = _opt(False, "stop a sweep at the first job that fails")
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -108,13 +108,19 @@ def global_cat(values: Tensor) -> Tensor:
     return torch.cat(list(all_gather(values)))
 
 
+def average(values: Tensor) -> Tensor:
+    """Elementwise mean over ranks, in place and without gradients."""
+    if is_distributed():
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace each gradient by its mean over ranks, in one flat all-reduce."""
     if not is_distributed():
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= world_size()
+    flat = average(torch.cat([gradient.flatten() for gradient in gradients]))
     parts = flat.split([gradient.numel() for gradient in gradients])
     torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])

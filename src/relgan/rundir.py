@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relgan.config import RelganError
+from relgan.config import Config, RelganError
 from relgan.files import atomic_write
 
 # A continued run may go on longer, report more or less often, elsewhere and on another device.
@@ -22,6 +23,8 @@ MAY_DIFFER = (
     "train.log_every",
     "train.sample_every",
     "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.keep_best",
     "metrics.every",
     "tracker.",
 )
@@ -84,6 +87,31 @@ class RunDir:
     @property
     def best(self) -> Path:
         return self.checkpoints / "best.pt"
+
+    def kept(self, step: int) -> Path:
+        """One of the train.keep_checkpoints newest."""
+        return self.checkpoints / f"step_{step:08d}.pt"
+
+    def kept_best(self, step: int) -> Path:
+        """One of the train.keep_best best."""
+        return self.checkpoints / f"best_{step:08d}.pt"
+
+    def prune(self, newest: int, best: Iterable[int]) -> None:
+        """Delete the checkpoints of single steps but the ``newest`` newest and those of the ``best`` steps."""
+        steps = sorted(self.checkpoints.glob("step_*.pt"))
+        ranked = {self.kept_best(step) for step in best}
+        superfluous = [path for path in self.checkpoints.glob("best_*.pt") if path not in ranked]
+        if newest:
+            superfluous += steps[:-newest]
+        for path in superfluous:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def write_config(self, config: Config) -> None:
+        from omegaconf import OmegaConf
+
+        with atomic_write(self.config) as file:
+            file.write(OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
 
     def read_summary(self) -> dict[str, Any]:
         """summary.json; empty where it is missing or unreadable."""

@@ -37,7 +37,7 @@ SETTINGS = {
     ],
 }
 # What says when and where, not what was learnt.
-NOT_TRAINED = ("config", "seconds", "tracker_run_id", "best", "final")
+NOT_TRAINED = ("config", "seconds", "tracker_run_id", "best", "final", "ranking")
 
 
 def trained(directory: Path, name: str = "last") -> dict[str, Any]:

@@ -151,7 +151,9 @@ def ranks() -> Iterator[None]:
     distributed.join()
     os.environ[STARTED] = distributed.from_main(f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     if not distributed.is_main():
-        sys.argv += ["hydra/job_logging=rank"]
+        # Beside the other overrides, which argparse wants in one piece.
+        place = next((i for i, word in enumerate(sys.argv) if i and "=" in word), len(sys.argv))
+        sys.argv.insert(place, "hydra/job_logging=rank")
     yield
     distributed.leave()
 

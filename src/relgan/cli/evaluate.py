@@ -20,6 +20,7 @@ HELP = """relgan-eval run=RUN_DIRECTORY [checkpoint=best|last] [metrics=…] [ou
 relgan-eval images=FOLDER_OR_ZIP reference=FOLDER_OR_ZIP_OR_DATASET [metrics=…] [out=FILE.json]
 
   run=PATH            a run directory or a checkpoint; scored as in training unless metrics say otherwise
+  checkpoint=NAME     also one of train.keep_checkpoints or train.keep_best: step_00000500, best_00000500
   images=PATH         pictures of any size, scored at that size
   reference=…         what they are compared with: pictures, or a dataset name (dataset.path=… where it needs one)
   out=FILE.json       also write {"scores": …, "protocol": …}

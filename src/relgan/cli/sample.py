@@ -16,7 +16,7 @@ relgan-sample run=PATH interpolate=8 [n=4] [out=FILE.png|FILE.gif]
 relgan-sample run=RUN_DIRECTORY timelapse=true [out=FILE.gif]
 
   run=PATH              a run directory or a checkpoint
-  checkpoint=last|best  which one of a run directory (default last)
+  checkpoint=last|best  which one of a run directory (default last), or the name of another in checkpoints/
   n=N                   how many images; rows of an interpolation
   seed=N                of the noise: the same seed, the same images
   out=…                 .png: one grid; a folder or .zip: a PNG for each image, however many
@@ -27,7 +27,6 @@ relgan-sample run=RUN_DIRECTORY timelapse=true [out=FILE.gif]
   device=auto|cpu|cuda|mps
 """
 CHOICES = {
-    "checkpoint": ("best", "last"),
     "weights": ("ema", "raw"),
     "device": ("auto", "cpu", "cuda", "mps"),
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -111,9 +112,11 @@ class Evaluator:
         wanted = max(panel.wanted for panel in self._panels)
         size = self.config.batch_size
         starts = range(rank() * size, wanted, world_size() * size)
-        return self.score(zip(starts, self._sample(generator, wanted, rank(), world_size()), strict=True))
+        # Closed, so that an evaluation broken off has given the generator its mode and buffers back.
+        with closing(self._sample(generator, wanted, rank(), world_size())) as images:
+            return self.score(zip(starts, images, strict=True))
 
-    def _sample(self, generator: nn.Module, count: int, rank: int, world_size: int) -> Iterator[Tensor]:
+    def _sample(self, generator: nn.Module, count: int, rank: int, world_size: int) -> Generator[Tensor, None, None]:
         batches = sample_images(
             generator,
             count,
@@ -124,11 +127,12 @@ class Evaluator:
             rank=rank,
             world_size=world_size,
         )
-        for images in batches:
-            made, real = ("×".join(map(str, size)) for size in (images.shape[2:], self.real.size))
-            if made != real:
-                raise ValueError(f"generated images are {made}, the real ones {real}")
-            yield images
+        with closing(batches):
+            for images in batches:
+                made, real = ("×".join(map(str, size)) for size in (images.shape[2:], self.real.size))
+                if made != real:
+                    raise ValueError(f"generated images are {made}, the real ones {real}")
+                yield images
 
     @torch.no_grad()
     def score(self, batches: Iterable[tuple[int, Tensor]]) -> dict[str, float]:

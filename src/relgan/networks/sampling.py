@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def spherical(a: Tensor, b: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def generate(network: nn.Module, batches: Iterable[Tensor], *, mode: str = "eval") -> Iterator[Tensor]:
+def generate(network: nn.Module, batches: Iterable[Tensor], *, mode: str = "eval") -> Generator[Tensor, None, None]:
     """Yield uint8 (n, C, H, W) for each batch of latents (n, D).
 
     Args:
@@ -80,7 +80,7 @@ def sample_images(
     truncation: float = 1.0,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Yield uint8 (n, C, H, W) batches of ``count`` generated images in all.
 
     Of several ranks each yields every ``world_size``-th batch: together the same images as one alone.

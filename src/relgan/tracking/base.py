@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from relgan.files import atomic_write
+
 log = logging.getLogger("relgan")
 
 Kind = Literal["train", "eval"]
@@ -34,12 +36,17 @@ class Tracker(Protocol):
 
 
 class JsonLines:
-    """metrics.jsonl: one JSON object a line, on disk as soon as it is logged."""
+    """metrics.jsonl: one JSON object a line, on disk as soon as it is logged.
+
+    What cannot be written waits and comes first the next time; a file that was deleted comes back whole.
+    """
 
     run_id: str | None = None
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._file = path.open("a+b", buffering=0)
+        self._waiting = b""
 
     def log(
         self, kind: Kind, step: int, time_s: float, values: Mapping[str, float], protocol: Facts | None = None
@@ -47,20 +54,35 @@ class JsonLines:
         record: dict[str, Any] = {"kind": kind, "step": step, "time_s": round(time_s, 3), **values}
         if protocol is not None:
             record["protocol"] = protocol
+        self._waiting += (json.dumps(record) + "\n").encode()
+        self._write()
+
+    def _write(self) -> None:
         try:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-        except OSError as error:  # what did not fit stays in the buffer, and is written when there is room
-            log.warning("%s could not be written (%s); training goes on", self._file.name, error)
+            if not self._path.exists():
+                self._restore()
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            log.warning("%s could not be written (%s); training goes on", self._path, error)
+
+    def _restore(self) -> None:
+        """Write the deleted file, which stays readable while it is open, anew."""
+        self._file.seek(0)
+        content = self._file.read()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self._path) as file:
+            file.write(content)
+        self._file.close()
+        self._file = self._path.open("a+b", buffering=0)
 
     def log_image(self, key: str, step: int, path: Path, caption: str) -> None:
         """Pictures are files beside metrics.jsonl; nothing to record."""
 
     def close(self, exit_code: int) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            log.warning("%s could not be written (%s)", self._file.name, error)
+        if self._waiting:
+            self._write()
+        self._file.close()
 
 
 class Trackers:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from relgan.config import ConfigError
+from relgan.training.iteration import Captured, Eager, Iteration, agree
 from relgan.training.step import Precision
 
 log = logging.getLogger("relgan")
@@ -43,6 +46,60 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "auto":
         name = "bf16" if has_bf16_units(device) else "fp32"
     return Precision(device, name)
+
+
+def choose_engine(name: str, device: torch.device, *, accumulate: int, ranks: int) -> str:
+    """``auto``: a CUDA graph where one can be recorded, else eager; compiled networks brought nothing on CPUs.
+
+    Raises:
+        ConfigError: the named engine cannot run this.
+    """
+    obstacle = next(
+        (
+            reason
+            for reason, applies in {
+                "needs a CUDA device": device.type != "cuda",
+                "needs train.accumulate=1": accumulate > 1,
+                "runs in one process only": ranks > 1,
+            }.items()
+            if applies
+        ),
+        None,
+    )
+    if name == "auto":
+        return "eager" if obstacle else "cudagraph"
+    if name == "cudagraph" and obstacle:
+        raise ConfigError("engine", f"cudagraph {obstacle} (accepted here: auto, eager, compiled)")
+    return name
+
+
+def build_iteration(name: str, eager: Eager, reals: Sequence[Tensor], *, chosen_by_user: bool) -> Iteration:
+    """The iteration in the form that :func:`choose_engine` named.
+
+    Args:
+        reals: images of the shapes to come, values in [−1, 1].
+        chosen_by_user: a graph that cannot be recorded, or comes to other numbers, is an error, not a fallback.
+
+    Raises:
+        ConfigError: see ``chosen_by_user``.
+    """
+    step = eager.step
+    if name == "compiled":
+        # Not the critic itself: penalties differentiate it twice, which compiled code cannot.
+        step.generate, step.judge = torch.compile(step.generator), torch.compile(step.critic)
+    if name != "cudagraph":
+        return eager
+    try:
+        captured = Captured(eager, reals)
+        problem = None if agree(eager, captured, step, reals) else "its first iteration differs from eager's"
+    except RuntimeError as error:
+        problem = str(error).splitlines()[0]
+    if problem is None:
+        return captured
+    if chosen_by_user:
+        raise ConfigError("engine", f"cudagraph cannot be used here: {problem} (accepted: auto, eager, compiled)")
+    log.warning("engine eager, because a CUDA graph cannot be used here: %s", problem)
+    return eager
 
 
 def keep_freed_memory() -> None:

@@ -15,13 +15,13 @@ from relgan.training import checkpoint
 
 
 def load_checkpoint(run: str, which: str) -> dict[str, Any]:
-    """The best or last checkpoint of a run directory, or the checkpoint file ``run`` itself."""
-    if which not in ("best", "last"):
-        raise ConfigError("checkpoint", f"{which!r} is not one of best, last")
+    """A checkpoint of a run directory by its name (best, last, step_00000500 …), or the file ``run`` itself."""
     path = Path(run).expanduser()
-    if path.is_dir():
-        path = RunDir(path).best if which == "best" else RunDir(path).last
-    return checkpoint.load(path)
+    folder = RunDir(path).checkpoints
+    names = ("best", "last", *sorted(file.stem for file in folder.glob("*_*.pt")))
+    if which not in names:
+        raise ConfigError("checkpoint", f"{which!r} is not one of {', '.join(names)}")
+    return checkpoint.load(folder / f"{which}.pt" if path.is_dir() else path)
 
 
 def load_generator(saved: dict[str, Any], config: Config, *, weights: str, device: torch.device) -> nn.Module:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from relgan.config import RelganError
+from relgan.distributed import average, is_main, largest, world_size
+from relgan.rundir import previous
 from relgan.tracking.console import ProgressBar, training_line
 from relgan.training import checkpoint
 from relgan.training.run import Run
 from relgan.training.schedule import epoch_of, is_due, quarters
-from relgan.training.signals import StopSignals
+from relgan.training.signals import StopRequested, StopSignals, requeue
 from relgan.training.step import CriticResult, GeneratorResult
 from relgan.training.summary import Speed, Status
 
@@ -35,11 +40,12 @@ class Outcome:
 
 def train(run: Run) -> Outcome:
     """Train until the configured end, a signal, or a loss that is not finite; the run directory tells the rest."""
-    loop = Loop(run)
     outcome = Outcome("failed", 1)
+    signals = StopSignals()
+    loop = Loop(run, signals)
     try:
-        with StopSignals() as signals:
-            outcome = loop.run_until_done(signals)
+        with signals:
+            outcome = loop.run_until_done()
     except BaseException as error:
         trace: str | None = "".join(traceback.format_exception(error))
         if isinstance(error, KeyboardInterrupt):
@@ -55,8 +61,9 @@ def train(run: Run) -> Outcome:
 class Loop:
     """One run in progress. Every method is called between whole generator updates."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, signals: StopSignals) -> None:
         self.run = run
+        self.signals = signals
         self.state = run.state
         self.config = run.config
         self.speed = Speed(run.config.train.batch_size * run.config.optimizer.n_critic)
@@ -66,41 +73,60 @@ class Loop:
         self.critic_result: CriticResult | None = None
         self.generator_result: GeneratorResult | None = None
 
-    def run_until_done(self, signals: StopSignals) -> Outcome:
+    def run_until_done(self) -> Outcome:
+        log.info("%s", self.run.describe())
+        with contextlib.suppress(StopRequested):
+            return self.run_through()
+        assert self.signals.received is not None
+        log.info("stopped by a signal after %d of %d updates", self.state.step, self.run.total)
+        outcome = self.end("interrupted", 128 + self.signals.received)
+        if self.signals.wants_requeue and is_main():
+            requeue()
+        return outcome
+
+    def run_through(self) -> Outcome:
         run, state = self.run, self.state
-        log.info("%s", run.describe())
         if state.step == 0:
             self.look()
             self.score()
-        with ProgressBar(run.total, state.step) as bar:
+        elif not run.visited and state.step < run.total:
+            self.visit()
+        with ProgressBar(run.total, state.step, visible=is_main()) as bar:
             self.restart_clock()
-            while state.step < run.total and signals.received is None:
+            while state.step < run.total:
+                self.check_signals()
                 self.iterate()
+                run.visited = False
                 bar.advance()
                 if self.log_is_due() and not self.log_training(bar):
                     return self.end("diverged", 0)
+                self.check_signals()
                 if state.step < run.total:
                     self.visit()
-        if signals.received is not None:
-            log.info("stopped by a signal after %d of %d updates", state.step, run.total)
-            return self.end("interrupted", 128 + signals.received)
         if state.step > 0:
-            if self.run.evaluator is not None:
+            if run.evaluator is not None:
                 # Scores take long and may fail; the end saves again with them.
                 self.save()
             self.look()
             self.score()
+        run.visited = True
         return self.end("finished", 0)
+
+    def check_signals(self) -> None:
+        """Raise StopRequested once a signal has come; several ranks agree on it when losses are logged."""
+        if world_size() > 1:
+            if not is_due(self.state.step, self.config.train.log_every, self.run.total):
+                return
+            self.signals.received = largest(self.signals.received or 0) or None
+        self.signals.check()
 
     def iterate(self) -> None:
         """One generator update after n_critic critic updates."""
         run, state, config = self.run, self.state, self.config
-        for _ in range(config.optimizer.n_critic):
-            real = state.batches.next()
-            self.critic_result = run.step.update_critic(real, run.training_latents())
-        if config.train.redraw_real and run.step.loss.needs_real_for_generator:
-            real = state.batches.next()
-        self.generator_result = run.step.update_generator(real, run.training_latents())
+        reals = [state.batches.next() for _ in range(config.optimizer.n_critic)]
+        redraws = config.train.redraw_real and run.step.loss.needs_real_for_generator
+        reals.append(state.batches.next() if redraws else reals[-1])
+        self.critic_result, self.generator_result = run.iteration(reals)
         state.ema.update(state.generator)
         state.step += 1
         self.interval_iterations += 1
@@ -149,16 +175,20 @@ class Loop:
             return
         # Time between logging points only counts training.
         paused = time.perf_counter()
+        self.state.share_buffers()
         if looks:
             self.look()
         if scores:
             self.score()
+        self.run.visited = True
         if saves:
             self.save()
         self.interval_started += time.perf_counter() - paused
 
     def look(self) -> None:
-        """Save the grids; a disk that is full is no reason to stop."""
+        """Save the grids, on rank 0; a disk that is full is no reason to stop."""
+        if not is_main():
+            return
         try:
             self.run.save_real_grid()
             self.run.save_grids(None if self.generator_result is None else self.generator_result.images)
@@ -168,8 +198,11 @@ class Loop:
     def score(self) -> None:
         """Evaluate; a generator that cannot be scored is reported, and training goes on."""
         self.state.seconds = time.perf_counter() - self.started
+        # Ranks that leave an evaluation at different batches would wait for each other.
+        alone = world_size() == 1
         try:
-            scores = self.run.evaluate()
+            with self.signals.inside_networks() if alone else contextlib.nullcontext():
+                scores = self.run.evaluate()
         except (ValueError, RelganError, OSError, torch.OutOfMemoryError) as error:
             log.warning("no scores at update %d: %s", self.state.step, error)
             return
@@ -180,35 +213,48 @@ class Loop:
             return
         self.run.trackers.log("eval", self.state.step, self.state.seconds, scores, self.run.protocol)
         log.info("%6d/%d  %s", self.state.step, self.run.total, self.run.score_line(scores))
-        if self.run.remember(scores):
-            self.save_to_best()
+        self.save_among_best(self.run.remember(scores))
         self.run.write_summary("running", images_per_second=self.speed.images_per_second)
 
-    def save_to_best(self) -> None:
-        try:
-            checkpoint.save(self.run.checkpoint(), self.run.dir.best, keep_previous=False)
-        except OSError as error:
-            log.warning("best.pt could not be written (%s); training goes on", error)
+    def save_among_best(self, paths: Sequence[Path]) -> None:
+        content = self.run.checkpoint() if paths else {}
+        for path in paths if is_main() else ():
+            try:
+                checkpoint.save(content, path, keep_previous=False)
+            except OSError as error:
+                log.warning("%s could not be written (%s); training goes on", path.name, error)
 
     def save(self) -> bool:
+        """Write last.pt, on rank 0; False where it could not be written."""
         self.state.seconds = time.perf_counter() - self.started
+        if not is_main():
+            return True
+        directory, content = self.run.dir, self.run.checkpoint()
         try:
-            checkpoint.save(self.run.checkpoint(), self.run.dir.last)
+            if self.config.train.keep_checkpoints:
+                # Before last.pt: a process killed between the two does it again.
+                checkpoint.save(content, directory.kept(self.state.step), keep_previous=False)
+            checkpoint.save(content, directory.last)
         except OSError as error:
             log.warning("last.pt could not be written (%s); training goes on and tries again", error)
             return False
+        # Only now: before, last.pt knew the ones that are to go.
+        directory.prune(self.config.train.keep_checkpoints, self.run.ranking)
+        self.run.write_config()
         self.run.write_summary("running", images_per_second=self.speed.images_per_second)
         return True
 
     def end(self, status: Status, exit_code: int) -> Outcome:
         """Save, tell where everything is; exit status 1 when the last checkpoint could not be written."""
         error = None
+        self.state.share_buffers()
         for attempt in range(FINAL_SAVE_ATTEMPTS):
             if self.save():
                 break
             time.sleep(0.2 * 2**attempt)
         else:
-            good = self.run.dir.last if self.run.dir.last.exists() else "none"
+            last = self.run.dir.last
+            good = next((path for path in (last, previous(last)) if path.exists()), "none")
             error = f"last.pt could not be written in {FINAL_SAVE_ATTEMPTS} attempts; last good checkpoint: {good}"
             log.error("%s", error)
             status, exit_code = "failed", 1
@@ -222,7 +268,7 @@ class Loop:
 
 
 def measure(run: Run, critic: CriticResult, generator: GeneratorResult) -> dict[str, float]:
-    """The logged values of one step, in one transfer from the device."""
+    """The logged values of one step over all ranks, in one transfer from the device."""
     real, fake = critic.real_logits, critic.fake_logits
     prob_real, prob_fake = run.step.loss.probabilities(real, fake)
     pull_real, pull_fake = run.step.loss.pull(real, fake)
@@ -239,5 +285,5 @@ def measure(run: Run, critic: CriticResult, generator: GeneratorResult) -> dict[
         "train/grad_norm_d": critic.grad_norm,
         "train/grad_norm_g": generator.grad_norm,
     }
-    numbers: list[float] = torch.stack(list(values.values())).tolist()
+    numbers: list[float] = average(torch.stack(list(values.values()))).tolist()
     return dict(zip(values, numbers, strict=True))

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from relgan.config import Config
 from relgan.data.store import PackedStore
-from relgan.distributed import is_main, own_part, world_size
+from relgan.distributed import is_main, world_size
 from relgan.images import grid, save_png, to_uint8
 from relgan.metrics.direction import direction
 from relgan.networks.sampling import sample_images
 from relgan.rundir import RunDir
 from relgan.tracking.base import Tracker
+from relgan.training.iteration import Iteration
 from relgan.training.state import TrainState
 from relgan.training.step import Step
-from relgan.training.summary import Status, hardware, peak_memory_bytes, update_best, versions
+from relgan.training.summary import Status, best_of, hardware, peak_memory_bytes, update_best, versions
 
 if TYPE_CHECKING:
     from relgan.metrics.evaluator import Evaluator
@@ -40,6 +41,8 @@ class Run:
     store: PackedStore
     state: TrainState
     step: Step
+    iteration: Iteration
+    engine: str
     evaluator: Evaluator | None
     trackers: Tracker
     total: int
@@ -48,6 +51,9 @@ class Run:
     resumed_from: str | None = None
     final: dict[str, float] = field(default_factory=dict)
     best: dict[str, dict[str, float]] = field(default_factory=dict)
+    ranking: dict[int, float] = field(default_factory=dict)
+    visited: bool = True
+    """Whether everything due at the current update was done; False where a signal came before."""
 
     def describe(self) -> str:
         config, store = self.config, self.store
@@ -56,18 +62,13 @@ class Run:
         return (
             f"{config.loss.name}{penalty} · {config.model.name} width {config.model.width} · {store.meta['name']} "
             f"{len(store):,} images {store.image_size}×{store.image_size}×{store.channels} · "
-            f"{self.device.type}{ranks} {self.step.precision.name} · seed {config.seed} · {self.dir.path}"
+            f"{self.device.type}{ranks} {self.step.precision.name} {self.engine} · seed {config.seed} · {self.dir.path}"
         )
 
     @property
     def averaged(self) -> nn.Module:
         """The generator people look at: the moving average where there is one."""
         return self.state.ema.module if self.config.train.ema_decay > 0 else self.state.generator
-
-    def training_latents(self) -> Tensor:
-        """This rank's z ~ N(0, I) from the device's default generator, whose state is in the checkpoint."""
-        z = torch.randn(self.config.train.batch_size, self.config.model.latent_dim, device=self.device)
-        return own_part(z)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -85,12 +86,18 @@ class Run:
             save_png(neighbours, self.dir.samples / f"neighbours_{self.state.step:08d}.png")
         return scores
 
-    def remember(self, scores: Mapping[str, float]) -> bool:
-        """Keep the scores for the summary; True when the first of them that has a direction is the best so far."""
+    def remember(self, scores: Mapping[str, float]) -> list[Path]:
+        """Keep the scores for the summary; returns the checkpoints they deserve by the first that has a direction."""
         self.final = dict(scores)
         directions = {key: way for key in scores if (way := direction(key)) is not None}
         improved = update_best(self.best, scores, self.state.step, directions)
-        return bool(directions) and next(iter(directions)) in improved
+        if not directions:
+            return []
+        key, way = next(iter(directions.items()))
+        step, count = self.state.step, self.config.train.keep_best
+        self.ranking = best_of({**self.ranking, step: scores[key]}, way, count)
+        earned = [self.dir.best] if key in improved else []
+        return [*earned, self.dir.kept_best(step)] if count > 1 and step in self.ranking else earned
 
     def save_real_grid(self) -> None:
         """Some real images, once."""
@@ -142,7 +149,19 @@ class Run:
             "tracker_run_id": self.trackers.run_id,
             "best": self.best,
             "final": self.final,
+            "ranking": self.ranking,
+            "visited": self.visited,
+            "data_fingerprint": self.store.fingerprint,
         }
+
+    def write_config(self) -> None:
+        """Write config.yaml unless it is there: the directory may have been deleted meanwhile."""
+        if self.dir.config.exists():
+            return
+        try:
+            self.dir.write_config(self.config)
+        except OSError as error:
+            log.warning("config.yaml could not be written (%s)", error)
 
     def write_summary(
         self, status: Status, *, images_per_second: float | None = None, error: str | None = None

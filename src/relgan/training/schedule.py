@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import ExponentialLR
 
@@ -12,17 +14,48 @@ from relgan.config import OptimizerConfig, TrainConfig
 
 
 def build_optimizers(
-    config: OptimizerConfig, generator: nn.Module, critic: nn.Module, *, fused: bool = True
+    config: OptimizerConfig, generator: nn.Module, critic: nn.Module, *, fused: bool = True, captured: bool = False
 ) -> tuple[Optimizer, Optimizer]:
-    """The generator's and the critic's optimizer; ``fused`` is Adam's one-kernel update."""
-    return _build(config, config.lr_g, generator, fused), _build(config, config.lr_d, critic, fused)
+    """The generator's and the critic's optimizer.
+
+    Args:
+        fused: Adam's one-kernel update.
+        captured: for a CUDA graph; the learning rate is then a tensor that the graph reads at every replay.
+    """
+
+    def build(network: nn.Module, rate: float) -> Optimizer:
+        parameters = list(network.parameters())
+        lr = torch.tensor(rate, device=parameters[0].device) if captured else rate
+        beta1, beta2 = config.betas
+        if config.name == "adam":
+            return Adam(parameters, lr, (beta1, beta2), config.eps, fused=fused, capturable=captured)
+        return RMSprop(parameters, lr, beta2, config.eps, foreach=True, capturable=captured)
+
+    return build(generator, config.lr_g), build(critic, config.lr_d)
 
 
-def _build(config: OptimizerConfig, lr: float, network: nn.Module, fused: bool) -> Optimizer:
-    beta1, beta2 = config.betas
-    if config.name == "adam":
-        return Adam(network.parameters(), lr=lr, betas=(beta1, beta2), eps=config.eps, fused=fused)
-    return RMSprop(network.parameters(), lr=lr, alpha=beta2, eps=config.eps, foreach=True)
+# How an optimizer computes, not what; and the learning rate, a number or a tensor.
+_OWN = ("lr", "initial_lr", "fused", "foreach", "capturable")
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Its state_dict, the learning rate as a plain number whatever the engine."""
+    state = optimizer.state_dict()
+    numbers = [{key: float(group[key]) for key in _OWN[:2] if key in group} for group in state["param_groups"]]
+    return {**state, "param_groups": [group | n for group, n in zip(state["param_groups"], numbers, strict=True)]}
+
+
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Continue from :func:`optimizer_state` of any engine in the manner of this one."""
+    own = [{key: group[key] for key in _OWN if key in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kept, saved in zip(optimizer.param_groups, own, state["param_groups"], strict=True):
+        group.update(kept)
+        for key in _OWN[:2]:
+            if isinstance(group.get(key), Tensor):
+                group[key].fill_(saved[key])
+            elif key in saved:
+                group[key] = saved[key]
 
 
 def build_schedule(config: OptimizerConfig, optimizer: Optimizer) -> ExponentialLR:

@@ -1,17 +1,34 @@
-"""Ctrl-C and SIGTERM: the first asks training to stop after this step, the second stops at once."""
+"""What asks training to stop: Ctrl-C, SIGTERM, and the signals by which Slurm announces the end of a job."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import signal
+import subprocess
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+log = logging.getLogger("relgan")
+
+# sbatch --signal=USR1@90, and what submitit sends.
+REQUEUING = (signal.SIGUSR1, signal.SIGUSR2)
+SCONTROL_SECONDS = 30
+
+
+class StopRequested(Exception):
+    """Raised at a place where training can stop; not an error."""
+
 
 class StopSignals:
-    """While entered, ``received`` is the number of the signal that asked to stop, else None."""
+    """While entered, ``received`` is the number of the first signal that asked to stop, else None."""
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, *REQUEUING)
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -30,5 +47,41 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        if self.received is None:
+            self.received = number
+        # A second Ctrl-C is a person who will not wait. Machines repeat the others, and have SIGKILL.
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+    def check(self) -> None:
+        """Raise StopRequested once a signal has come."""
+        if self.received is not None:
+            raise StopRequested
+
+    @contextlib.contextmanager
+    def inside_networks(self) -> Iterator[None]:
+        """Check before every layer of every network, so that an evaluation of minutes does not outlast a deadline."""
+        handle = register_module_forward_pre_hook(lambda *_: self.check())
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @property
+    def wants_requeue(self) -> bool:
+        return self.received in REQUEUING
+
+
+def requeue() -> None:
+    """Ask Slurm to start this job again; outside of Slurm, nothing."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return
+    command = ["scontrol", "requeue", job]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=SCONTROL_SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        log.warning("job %s is not requeued: %s", job, " ".join(reason.split()))
+    else:
+        log.info("job %s is requeued", job)

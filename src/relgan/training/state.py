@@ -12,7 +12,9 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from relgan.config import RelganError
 from relgan.data.sampler import Batches
+from relgan.distributed import broadcast
 from relgan.training.ema import EMA
+from relgan.training.schedule import load_optimizer_state, optimizer_state
 
 
 @dataclass
@@ -39,11 +41,16 @@ class TrainState:
             "generator": self.generator.state_dict(),
             "critic": self.critic.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [optimizer_state(optimizer) for optimizer in self.optimizers],
             "schedules": [schedule.state_dict() for schedule in self.schedules],
             "batches": self.batches.state_dict(),
             "rng": rng_state(self.device),
         }
+
+    def share_buffers(self) -> None:
+        """Give every rank rank 0's buffers: running statistics of batch norm, which each follows on its own."""
+        for network in (self.generator, self.critic, self.ema.module):
+            broadcast(network.buffers())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where ``state`` was taken.
@@ -58,7 +65,7 @@ class TrainState:
         except RuntimeError as error:
             raise RelganError(f"resume: the checkpoint holds another model ({str(error).splitlines()[0]})") from error
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            load_optimizer_state(optimizer, saved)
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
         self.batches.load_state_dict(state["batches"])

@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ Status = Literal["running", "finished", "diverged", "failed", "interrupted"]
 PACKAGES = ("relgan", "torch", "torchvision", "torchmetrics", "hydra-core", "numpy", "pillow")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a number."""
     found = {"python": platform.python_version()}
@@ -78,3 +80,10 @@ def update_best(
             best[key] = {"value": value, "step": step}
             improved.add(key)
     return improved
+
+
+def best_of(scores: Mapping[int, float], direction: str, count: int) -> dict[int, float]:
+    """The ``count`` best of the scores by step, the best first; of equals the earlier."""
+    sign = 1 if direction == "min" else -1
+    ordered = sorted(scores, key=lambda step: (sign * scores[step], step))
+    return {step: scores[step] for step in ordered[:count]}

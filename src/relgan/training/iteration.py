@@ -1,0 +1,130 @@
+"""One whole iteration, n_critic critic updates and a generator update: kernel by kernel, or as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from relgan.training.step import CriticResult, GeneratorResult, Step
+
+Results = tuple[CriticResult, GeneratorResult]
+Iteration = Callable[[Sequence[Tensor]], Results]
+"""Takes the real images of each critic update and then those of the generator's; returns what the last ones saw."""
+
+T = TypeVar("T")
+Capture = Callable[[Callable[[], T], Callable[[], None]], tuple[Callable[[], None], T]]
+
+WARM_UPS = 3
+
+
+@dataclass(frozen=True)
+class Eager:
+    """The iteration as written; ``latents`` draws z for one update."""
+
+    step: Step
+    latents: Callable[[], Tensor]
+
+    def __call__(self, reals: Sequence[Tensor]) -> Results:
+        *for_critic, for_generator = reals
+        for real in for_critic:
+            critic = self.step.update_critic(real, self.latents())
+        return critic, self.step.update_generator(for_generator, self.latents())
+
+
+def cuda_graph(work: Callable[[], T], undo: Callable[[], None]) -> tuple[Callable[[], None], T]:
+    """Record ``work``: returns what plays it again and the results, which every replay overwrites.
+
+    Args:
+        work: does the same to the same memory at every call, without waiting for the device.
+        undo: puts back what ``work`` changed. Libraries must have run once before they can be recorded.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    undo()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = work()
+    return graph.replay, results
+
+
+class Captured:
+    """An eager iteration recorded once and replayed: no time between its hundreds of small kernels.
+
+    The optimizers must have been built with ``captured`` (``relgan.training.schedule``).
+
+    Args:
+        eager: left in the state it is in.
+        reals: images of the shapes to come, for the warm-up.
+        capture: :func:`cuda_graph`, or a stand-in where there is no GPU.
+    """
+
+    def __init__(self, eager: Eager, reals: Sequence[Tensor], capture: Capture[Results] = cuda_graph) -> None:
+        self._reals = [real.clone() for real in reals]
+        snapshot = Snapshot(eager.step)
+        self._replay, self._results = capture(lambda: eager(self._reals), snapshot.restore)
+        snapshot.restore()
+
+    def __call__(self, reals: Sequence[Tensor]) -> Results:
+        torch._foreach_copy_(self._reals, list(reals))
+        self._replay()
+        return self._results
+
+
+class Snapshot:
+    """A step's weights, buffers, optimizers and random numbers, to be put back into the same memory."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._saved = {id(tensor): tensor.detach().clone() for tensor in _tensors(step)}
+        self._random = _random_state(step)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensor in _tensors(self._step):
+            # An optimizer's state begins, at its first update, as zeros.
+            saved = self._saved.get(id(tensor))
+            tensor.copy_(torch.zeros_like(tensor) if saved is None else saved)
+        _set_random_state(self._step, self._random)
+
+
+def _tensors(step: Step) -> Iterator[Tensor]:
+    yield step.diverged
+    for network in (step.generator, step.critic):
+        yield from network.parameters()
+        yield from network.buffers()
+    for optimizer in (step.optimizer_g, step.optimizer_d):
+        for state in optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _random_state(step: Step) -> Tensor:
+    device = step.precision.device
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(step: Step, state: Tensor) -> None:
+    device = step.precision.device
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+def agree(first: Iteration, second: Iteration, step: Step, reals: Sequence[Tensor]) -> bool:
+    """Whether two ways to run ``step`` come to the same losses and gradient norms from its present state."""
+    numbers = []
+    for iteration in (first, second):
+        snapshot = Snapshot(step)
+        critic, generator = iteration(reals)
+        seen = [critic.loss, critic.penalty, critic.grad_norm, generator.loss, generator.grad_norm]
+        numbers.append(torch.stack(seen).clone())
+        snapshot.restore()
+    return torch.allclose(numbers[0], numbers[1], rtol=1e-2, atol=1e-3)

@@ -1,0 +1,216 @@
+"""Two or three processes with their parts of a batch make the update of one process with all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from relgan.config import (
+    Config,
+    ConfigError,
+    ModelConfig,
+    OptimizerConfig,
+    PenaltyConfig,
+    TrainConfig,
+    check_batch_size,
+)
+from relgan.distributed import broadcast, own_part
+from relgan.losses import get_loss
+from relgan.networks import build_networks
+from relgan.penalties import build_penalty
+from relgan.training.schedule import build_optimizers
+from relgan.training.step import Precision, Step
+
+BATCH = 12
+SPECTRAL = ModelConfig(width=2, latent_dim=4, norm="none", spectral_norm=True)
+SYNCHRONISED = ModelConfig(width=2, latent_dim=4, sync_batch_norm=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One update to compare."""
+
+    loss: str
+    penalty: str = "none"
+    model: ModelConfig = dataclasses.field(default_factory=lambda: SPECTRAL)
+    accumulate: int = 1
+
+
+SETTINGS = [
+    *(
+        Setting(loss, accumulate=parts)
+        for loss in ("sgan", "rsgan", "rlsgan", "ragan", "ralsgan", "rahinge", "rchinge", "rsgan_allpairs")
+        for parts in (1, 2)
+    ),
+    Setting("wgan_gp", "gp"),
+    Setting("wgan_gp", "gp", accumulate=2),
+    Setting("rsgan", "r1r2", accumulate=2),
+    Setting("ragan", "dragan"),
+    Setting("ragan", "clip"),
+    Setting("sgan", model=SYNCHRONISED),
+    Setting("ragan", model=SYNCHRONISED),
+    Setting("ragan", "gp", model=SYNCHRONISED),
+    Setting("rsgan_allpairs", "r1r2", model=SYNCHRONISED),
+]
+
+
+def update(setting: Setting) -> dict[str, list[Tensor]]:
+    """Gradients and buffers after one critic and one generator update of this process's part of the batch."""
+    torch.manual_seed(0)
+    generator, critic = (network.double() for network in build_networks(setting.model, 32, 1))
+    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(), generator, critic)
+    penalty = build_penalty(PenaltyConfig(setting.penalty, 0.1))
+    device = torch.device("cpu")
+    step = Step(
+        generator=generator,
+        critic=critic,
+        loss=get_loss(setting.loss),
+        penalty=penalty,
+        optimizer_g=optimizer_g,
+        optimizer_d=optimizer_d,
+        precision=Precision(device, "fp32"),
+        accumulate=setting.accumulate,
+    )
+    real = 2 * torch.rand(BATCH, 1, 32, 32, dtype=torch.float64) - 1
+    z = torch.randn(BATCH, setting.model.latent_dim, dtype=torch.float64)
+    first = step.update_critic(own_part(real), own_part(z))
+    of_critic = gradients(critic)
+    second = step.update_generator(own_part(real), own_part(z))
+    buffers = [b.clone() for network in (generator, critic) for b in network.buffers()]
+    parameters = [p.detach().clone() for network in (generator, critic) for p in network.parameters()]
+    return {
+        "mean over ranks": [first.loss, first.penalty, second.loss],
+        "same on all ranks": [
+            *(first.grad_norm, second.grad_norm),
+            *of_critic,
+            *gradients(generator),
+            *buffers,
+            *parameters,
+        ],
+    }
+
+
+def gradients(network: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+
+def rank_main(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    results = [update(setting) for setting in SETTINGS]
+    buffers = [torch.full((2,), float(rank))]
+    broadcast(buffers)
+    torch.save({"updates": results, "broadcast": buffers}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[object]]]:
+    world = request.param
+    folder = tmp_path_factory.mktemp("ranks")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=rank_main, args=(rank, world, str(folder))) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+@pytest.mark.parametrize("number", range(len(SETTINGS)), ids=[str(dataclasses.astuple(s)) for s in SETTINGS])
+def test_the_update_is_that_of_one_process(number: int, ranks: list[dict[str, list[dict[str, list[Tensor]]]]]) -> None:
+    whole = update(SETTINGS[number])
+    parts = [rank["updates"][number] for rank in ranks]
+    for part in parts:
+        for got, want in zip(part["same on all ranks"], whole["same on all ranks"], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+    for index, want in enumerate(whole["mean over ranks"]):
+        mean = torch.stack([part["mean over ranks"][index] for part in parts]).mean()
+        torch.testing.assert_close(mean, want, rtol=1e-6, atol=1e-9)
+
+
+def test_buffers_come_from_rank_0(ranks: list[dict[str, list[Tensor]]]) -> None:
+    for rank in ranks:
+        assert rank["broadcast"][0].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "world"), [(64, 1, 3), (64, 3, 1), (8, 2, 8)])
+def test_a_batch_that_does_not_split_evenly_is_refused(batch: int, accumulate: int, world: int) -> None:
+    config = Config(train=TrainConfig(batch_size=batch, accumulate=accumulate))
+    with pytest.raises(ConfigError, match=r"^train.batch_size: \d+ is not a multiple of"):
+        check_batch_size(config, world)
+
+
+def torchrun(*arguments: str, ranks: int = 2) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*launcher, "-m", "relgan.cli.train", *arguments, *tiny.ARGUMENTS]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# No batch norm, whose local statistics are those of a rank's part.
+COMPARABLE = ("model.norm=none", "train.log_every=1")
+
+
+def test_torchrun_writes_one_run_like_that_of_one_process(tmp_path: Path) -> None:
+    done = subprocess.run(
+        torchrun(*COMPARABLE), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished after 4 updates") == 1
+    (directory,) = (path.parent for path in tmp_path.rglob("summary.json"))
+    assert json.loads((directory / "summary.json").read_text())["status"] == "finished"
+    alone = tmp_path / "alone"
+    single = [sys.executable, "-m", "relgan.cli.train", *tiny.ARGUMENTS, *COMPARABLE, f"hydra.run.dir={alone}"]
+    subprocess.run(single, cwd=tmp_path, env=ENVIRONMENT, check=True, timeout=120)
+    for got, want in zip(tiny.records(directory), tiny.records(alone), strict=True):
+        assert (got["kind"], got["step"]) == (want["kind"], want["step"])
+        keys = [key for key in want if key.startswith(("train/", "eval/")) and "second" not in key]
+        assert {key: got[key] for key in keys} == pytest.approx({key: want[key] for key in keys}, rel=1e-3, abs=1e-4)
+
+
+def test_a_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        torchrun("train.iterations=1000000"),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as job:
+        assert job.stdout is not None
+        while not list(tmp_path.rglob("step_00000000.png")) and job.poll() is None:
+            time.sleep(0.1)
+        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        started = time.perf_counter()
+        output = job.communicate(timeout=120)[0]
+        assert time.perf_counter() - started < 60
+        assert job.returncode != 0
+        assert "rank" in output
+
+
+def test_bad_input_and_sweeps_are_refused_in_one_line(tmp_path: Path) -> None:
+    for arguments, message in (
+        (["train.batch_size=5"], "train.batch_size: 5 is not a multiple of ranks 2"),
+        (["-m", "loss=sgan,ragan"], "--multirun: torchrun trains one run on its ranks"),
+    ):
+        done = subprocess.run(
+            torchrun(*arguments), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode != 0
+        assert f"(rank 0): {message}" in done.stderr
+        assert "exitcode  : 2" in done.stderr
+        assert not list(tmp_path.rglob("summary.json"))
