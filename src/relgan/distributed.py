@@ -84,6 +84,25 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(tensor, 0)
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        total = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        # Every rank's loss depends on the sum.
+        return _sum_over_ranks(gradient)
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    """Differentiable any number of times."""
+    total: Tensor = _Sum.apply(values)
+    return total
+
+
 def global_mean(values: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
     """Mean over all elements (or ``dim``) of all ranks, with gradients to every rank's elements.
 
@@ -93,19 +112,16 @@ def global_mean(values: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
     mean = values.mean() if dim is None else values.mean(dim)
     if not is_distributed():
         return mean
-    from torch.distributed.nn.functional import all_reduce
-
-    reduced: Tensor = all_reduce(mean)
-    return reduced / world_size()
+    return _sum_over_ranks(mean) / world_size()
 
 
 def global_cat(values: Tensor) -> Tensor:
     """All ranks' (N,) tensors as one, with gradients to each (all-pairs losses)."""
     if not is_distributed():
         return values
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(list(all_gather(values)))
+    slots = [torch.zeros_like(values)] * world_size()
+    slots[rank()] = values
+    return _sum_over_ranks(torch.cat(slots))
 
 
 def average(values: Tensor) -> Tensor:
