@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.timing import Prepare, interleave, show
+from benchmarks.timing import Measured, Prepare, interleave, show
 from relgan.config import DatasetConfig, MetricsConfig
 from relgan.metrics.evaluator import Evaluator
 from relgan.metrics.pictures import Pictures
@@ -183,8 +183,8 @@ def whole_fid(count: int, rounds: int, weights: Path) -> None:
     }
     if has_bf16_units(torch.device("cpu")):
         contestants["relgan, bf16"] = partial(_whole, "bf16", count, weights)
-    seconds = interleave(contestants, rounds=rounds, warmup=0)
-    show(f"FID of {count} against {count} pictures, both sides computed, 2 threads", seconds, "torch-fidelity")
+    measured = interleave(contestants, rounds=rounds, warmup=0)
+    show(f"FID of {count} against {count} pictures, both sides computed, 2 threads", measured, "torch-fidelity")
 
 
 def distance_only(rounds: int = 5, dim: int = 2048) -> None:
@@ -205,13 +205,13 @@ def distance_only(rounds: int = 5, dim: int = 2048) -> None:
         "relgan": lambda: frechet_distance(a, reference),
     }
     values = {name: way() for name, way in ways.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    measured = {name: Measured([]) for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
-            seconds[name].append(time.perf_counter() - start)
-    show(f"Fréchet distance of {dim} features, the reference's factor cached", seconds, "torchmetrics")
+            measured[name].seconds.append(time.perf_counter() - start)
+    show(f"Fréchet distance of {dim} features, the reference's factor cached", measured, "torchmetrics")
     difference = abs(values["relgan"] / values["torchmetrics"] - 1)
     print(f"values {values['relgan']:.9g} and {values['torchmetrics']:.9g}, relative difference {difference:.1e}")
 

@@ -1,155 +1,175 @@
-"""relgan's training step against the same step as textbooks write it, on the CPU.
+"""relgan's iteration against the same iteration as textbooks write it (benchmarks/textbook.py).
 
-One iteration of RaSGAN at batch 32: a critic update and a generator update of the 32×32 CNN with spectral norm,
-each with new real images and latents. ``python -m benchmarks.step`` prints both times and their ratio.
+One critic and one generator update, each with new real images and latents. ``python -m benchmarks.step`` prints
+images per second, how many times faster than the textbook in the same rounds, peak memory, and the share of the
+device's measured rate of float32 matrix products that the textbook's arithmetic in that time makes.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+import statistics
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits as bce
-from torch.nn.utils.parametrizations import spectral_norm
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import Prepare, interleave, show
-from relgan.config import ModelConfig, OptimizerConfig
+from benchmarks.textbook import GP_WEIGHT, LATENT, R1R2_WEIGHT, WIDTH, Textbook
+from benchmarks.timing import Prepare, interleave, peak_memory, speedup
+from relgan.config import ModelConfig, OptimizerConfig, PenaltyConfig
 from relgan.data.sampler import Batches, Sampler
 from relgan.data.store import PackedStore
 from relgan.losses import get_loss
 from relgan.networks import build_networks
+from relgan.penalties import build_penalty
 from relgan.training.ema import EMA
-from relgan.training.engine import choose_precision, has_bf16_units, keep_freed_memory
+from relgan.training.engine import build_iteration, choose_device, choose_precision, has_bf16_units, keep_freed_memory
+from relgan.training.iteration import Eager
 from relgan.training.schedule import build_optimizers
 from relgan.training.step import Step
 
-BATCH, LATENT, NUM_IMAGES = 32, 128, 4096
-TEXTBOOK = "textbook, fp32"
+NUM_IMAGES = 1024
+LOSSES = ("sgan", "rasgan", "wgan_gp", "rpgan_r1r2")
+WEIGHTS = {"gp": GP_WEIGHT, "r1r2": R1R2_WEIGHT, "none": 0.0}
 
 
-class Textbook:
-    """Eager float32, default memory format, the data set a list of images that are stacked into batches."""
+@dataclass(frozen=True)
+class Network:
+    """A pair of networks at its benchmark's size."""
 
-    def __init__(self, images: list[Tensor]) -> None:
-        self.images = images
-        self.generator = nn.Sequential(
-            nn.Linear(LATENT, 512 * 4 * 4),
-            nn.Unflatten(1, (512, 4, 4)),
-            *self._up(512, 256),
-            *self._up(256, 128),
-            *self._up(128, 64),
-            nn.Conv2d(64, 3, 3, 1, 1),
-            nn.Tanh(),
-        )
-        self.critic = nn.Sequential(
-            *self._conv(3, 64, 3, 1),
-            *self._conv(64, 64, 4, 2),
-            *self._conv(64, 128, 3, 1),
-            *self._conv(128, 128, 4, 2),
-            *self._conv(128, 256, 3, 1),
-            *self._conv(256, 256, 4, 2),
-            *self._conv(256, 512, 3, 1),
-            nn.Flatten(),
-            nn.Linear(512 * 4 * 4, 1),
-        )
-        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
-        self.optimizer_d = torch.optim.Adam(self.critic.parameters(), lr=2e-4, betas=(0.5, 0.999))
-
-    @staticmethod
-    def _up(channels_in: int, channels_out: int) -> list[nn.Module]:
-        conv = nn.ConvTranspose2d(channels_in, channels_out, 4, 2, 1)
-        return [conv, nn.BatchNorm2d(channels_out), nn.ReLU()]
-
-    @staticmethod
-    def _conv(channels_in: int, channels_out: int, kernel: int, stride: int) -> list[nn.Module]:
-        conv = nn.Conv2d(channels_in, channels_out, kernel, stride, 1)
-        nn.init.normal_(conv.weight, 0.0, 0.02)
-        return [spectral_norm(conv), nn.LeakyReLU(0.1)]
-
-    def batch(self) -> Tensor:
-        return torch.stack(random.sample(self.images, BATCH))
-
-    def update_critic(self, real: Tensor, z: Tensor) -> None:
-        self.optimizer_d.zero_grad()
-        r = self.critic(real).squeeze(1)
-        f = self.critic(self.generator(z).detach()).squeeze(1)
-        loss = (bce(r - f.mean(), torch.ones_like(r)) + bce(f - r.mean(), torch.zeros_like(f))) / 2
-        loss.backward()
-        self.optimizer_d.step()
-
-    def update_generator(self, real: Tensor, z: Tensor) -> None:
-        self.critic.requires_grad_(False)
-        self.optimizer_g.zero_grad()
-        f = self.critic(self.generator(z)).squeeze(1)
-        r = self.critic(real).squeeze(1)
-        loss = (bce(r - f.mean(), torch.zeros_like(r)) + bce(f - r.mean(), torch.ones_like(f))) / 2
-        loss.backward()
-        self.optimizer_g.step()
-        self.critic.requires_grad_(True)
-
-    def __call__(self) -> None:
-        self.update_critic(self.batch(), torch.randn(BATCH, LATENT))
-        self.update_generator(self.batch(), torch.randn(BATCH, LATENT))
+    model: ModelConfig
+    image_size: int
+    batch: int
 
 
-def build_step(precision: str) -> Step:
+NETWORKS = {
+    "cnn32": Network(ModelConfig("cnn32", WIDTH, LATENT, spectral_norm=True), 32, 32),
+    "dcgan64": Network(ModelConfig("dcgan", WIDTH, LATENT), 64, 64),
+}
+
+
+def build_step(network: str, loss: str, precision: str, device: torch.device, *, captured: bool = False) -> Step:
     """relgan's step as a run builds it."""
-    model = ModelConfig(name="cnn32", width=64, latent_dim=LATENT, spectral_norm=True)
-    generator, critic = build_networks(model, image_size=32, channels=3)
-    for network in (generator, critic):
-        network.to(memory_format=torch.channels_last)
-    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(), generator, critic)
+    found = NETWORKS[network]
+    generator, critic = build_networks(found.model, found.image_size, channels=3)
+    for made in (generator, critic):
+        made.to(device, memory_format=torch.channels_last)
+    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(), generator, critic, captured=captured)
+    penalty = get_loss(loss).penalty
     return Step(
         generator=generator,
         critic=critic,
-        loss=get_loss("rasgan"),
-        penalty=None,
+        loss=get_loss(loss),
+        penalty=build_penalty(PenaltyConfig(penalty, WEIGHTS[penalty])),
         optimizer_g=optimizer_g,
         optimizer_d=optimizer_d,
-        precision=choose_precision(precision, torch.device("cpu")),
+        precision=choose_precision(precision, device),
     )
 
 
-def prepare_textbook() -> Callable[[], object]:
-    return Textbook(list(2 * torch.rand(NUM_IMAGES, 3, 32, 32) - 1))
+def finished(iterate: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    def call() -> None:
+        iterate()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return call
 
 
-def prepare_relgan(precision: str) -> Callable[[], object]:
+def prepare_textbook(network: str, loss: str, device_name: str) -> Callable[[], object]:
+    device, found = choose_device(device_name), NETWORKS[network]
+    images = 2 * torch.rand(NUM_IMAGES, 3, found.image_size, found.image_size, device=device) - 1
+    return finished(Textbook(network, loss, list(images), found.batch), device)
+
+
+def prepare_relgan(network: str, loss: str, precision: str, engine: str, device_name: str) -> Callable[[], object]:
     keep_freed_memory()
-    step = build_step(precision)
-    pixels = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 32, 32, 3), dtype=np.uint8)
+    device, found = choose_device(device_name), NETWORKS[network]
+    step = build_step(network, loss, precision, device, captured=engine == "cudagraph")
+    size = found.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, size, size, 3), dtype=np.uint8)
     store = PackedStore(Path(), pixels, None, {})
-    batches = Batches(store, Sampler(NUM_IMAGES, BATCH, "epoch", seed=0), torch.device("cpu"), hflip=False)
+    batches = Batches(store, Sampler(NUM_IMAGES, found.batch, "epoch", seed=0), device, hflip=False)
     ema = EMA(step.generator, 0.999)
+    eager = Eager(step, lambda: torch.randn(found.batch, LATENT, device=device))
+    iteration = build_iteration(engine, eager, [batches.next(), batches.next()], chosen_by_user=True)
 
     def iterate() -> None:
-        step.update_critic(batches.next(), torch.randn(BATCH, LATENT))
-        step.update_generator(batches.next(), torch.randn(BATCH, LATENT))
+        iteration([batches.next(), batches.next()])
         ema.update(step.generator)
 
-    return iterate
+    return finished(iterate, device)
+
+
+def flops(network: str, loss: str) -> int:
+    """Floating-point operations of the textbook's iteration."""
+    textbook, found = Textbook(network, loss, [], 1), NETWORKS[network]
+    real, z = torch.zeros(1, 3, found.image_size, found.image_size), torch.randn(1, LATENT)
+    # One image is no batch for batch norm's statistics of a 1×1 map, of which these networks have none.
+    with FlopCounterMode(display=False) as counter:
+        textbook.update_critic(real, z)
+        textbook.update_generator(real, z)
+    return counter.get_total_flops() * found.batch
+
+
+def matmul_rate(device: torch.device) -> float:
+    """Floating-point operations per second of float32 products of 2048 × 2048 matrices."""
+    a, b = torch.randn(2, 2048, 2048, device=device)
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        (a @ b)[0, 0].item()
+        seconds.append(time.perf_counter() - started)
+    return 2 * 2048**3 / statistics.median(seconds)
+
+
+def contestants(network: str, loss: str, device: torch.device) -> dict[str, Prepare]:
+    precisions = ["fp32", *(["bf16"] if has_bf16_units(device) else [])]
+    engines = ["eager", *(["cudagraph"] if device.type == "cuda" else [])]
+    found: dict[str, Prepare] = {"textbook, fp32": partial(prepare_textbook, network, loss, device.type)}
+    for precision in precisions:
+        for engine in engines:
+            name = f"relgan, {precision}, {engine}"
+            found[name] = partial(prepare_relgan, network, loss, precision, engine, device.type)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="timed iterations of each (default: %(default)s)")
-    rounds = parser.parse_args().rounds
-    contestants: dict[str, Prepare] = {
-        TEXTBOOK: prepare_textbook,
-        "relgan, fp32, channels_last": partial(prepare_relgan, "fp32"),
-    }
-    if has_bf16_units(torch.device("cpu")):
-        contestants["relgan, bf16, channels_last"] = partial(prepare_relgan, "bf16")
-    else:
-        print("This CPU has no bf16 units; comparing in fp32 only.")
-    seconds = interleave(contestants, rounds=rounds)
-    show(f"one iteration: cnn32 + spectral norm, rasgan, batch {BATCH}", seconds, TEXTBOOK)
+    parser.add_argument("--rounds", type=int, default=7, help="timed iterations of each (default: %(default)s)")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
+    arguments = parser.parse_args()
+    device = choose_device("auto")
+    if not has_bf16_units(device):
+        print(f"This {device.type} has no bf16 units; comparing in fp32 only.")
+    columns = ("", "images/s", "times the textbook", "peak memory", "share of matmul rate")
+    table = Table(*columns, title=f"one iteration on {device.type}, {torch.get_num_threads()} threads")
+    for network in arguments.networks:
+        for loss in arguments.losses:
+            measured = interleave(
+                contestants(network, loss, device), rounds=arguments.rounds, warmup=2, facts=peak_memory
+            )
+            rate, work = matmul_rate(device), flops(network, loss)
+            textbook = next(iter(measured.values()))
+            table.add_section()
+            for name, one in measured.items():
+                middle = statistics.median(one.seconds)
+                table.add_row(
+                    f"{network}, {loss}, batch {NETWORKS[network].batch}: {name}",
+                    f"{NETWORKS[network].batch / middle:.1f}",
+                    f"{speedup(textbook.seconds, one.seconds):.2f}×",
+                    f"{one.fact / 1e9:.2f} GB",
+                    f"{work / middle / rate:.0%}",
+                )
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

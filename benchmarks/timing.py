@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from rich.console import Console
@@ -15,7 +17,34 @@ Prepare = Callable[[], Callable[[], object]]
 """Builds a contestant; what it returns is timed and must not return before its work is done."""
 
 
-def interleave(contestants: Mapping[str, Prepare], *, rounds: int = 15, warmup: int = 3) -> dict[str, list[float]]:
+@dataclass
+class Measured:
+    """Seconds of each call that counted, and a contestant's fact at the end."""
+
+    seconds: list[float]
+    fact: float = 0.0
+
+
+def peak_memory() -> float:
+    """Bytes that this process held at most: on the GPU where it used one, else in host memory."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated())
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def nothing() -> float:
+    return 0.0
+
+
+def interleave(
+    contestants: Mapping[str, Prepare],
+    *,
+    rounds: int = 15,
+    warmup: int = 3,
+    facts: Callable[[], float] = nothing,
+) -> dict[str, Measured]:
     """Seconds of one call of each contestant in each round.
 
     Each contestant lives in a process of its own, so that none inherits another's allocator, threads or
@@ -25,31 +54,32 @@ def interleave(contestants: Mapping[str, Prepare], *, rounds: int = 15, warmup: 
         contestants: picklable functions by name.
         rounds: calls of each that count.
         warmup: calls of each before them.
+        facts: asked in each contestant's process after every call; the last answer is kept.
     """
     context = multiprocessing.get_context("spawn")
     workers = {}
     try:
         for name, prepare in contestants.items():
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(prepare, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(prepare, facts, theirs), daemon=True)
             process.start()
             theirs.close()
             workers[name] = (process, ours)
-        seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        measured = {name: Measured([]) for name in contestants}
         for turn in range(warmup + rounds):
             for name, (_, connection) in workers.items():
                 connection.send(True)
-                elapsed = connection.recv()
+                elapsed, measured[name].fact = connection.recv()
                 if turn >= warmup:
-                    seconds[name].append(elapsed)
-        return seconds
+                    measured[name].seconds.append(elapsed)
+        return measured
     finally:
         for process, connection in workers.values():
             connection.close()
             process.join()
 
 
-def _serve(prepare: Prepare, connection: Connection) -> None:
+def _serve(prepare: Prepare, facts: Callable[[], float], connection: Connection) -> None:
     call = prepare()
     while True:
         try:
@@ -58,7 +88,8 @@ def _serve(prepare: Prepare, connection: Connection) -> None:
             return
         started = time.perf_counter()
         call()
-        connection.send(time.perf_counter() - started)
+        elapsed = time.perf_counter() - started
+        connection.send((elapsed, facts()))
 
 
 def speedup(reference: list[float], contestant: list[float]) -> float:
@@ -66,17 +97,17 @@ def speedup(reference: list[float], contestant: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(reference, contestant, strict=True))
 
 
-def show(title: str, seconds: Mapping[str, list[float]], reference: str) -> None:
+def show(title: str, measured: Mapping[str, Measured], reference: str) -> None:
     """Print medians, quartiles and each contestant's speed relative to ``reference``."""
     table = Table(title=title)
     for column in ("", "median", "quartiles", f"times faster than {reference}"):
         table.add_column(column, justify="right" if column else "left")
-    for name, values in seconds.items():
-        low, middle, high = statistics.quantiles(values, n=4)
+    for name, one in measured.items():
+        low, middle, high = statistics.quantiles(one.seconds, n=4)
         table.add_row(
             name,
             f"{1000 * middle:.1f} ms",
             f"{1000 * low:.1f} … {1000 * high:.1f} ms",
-            f"{speedup(seconds[reference], values):.2f}×",
+            f"{speedup(measured[reference].seconds, one.seconds):.2f}×",
         )
     Console().print(table)

@@ -24,12 +24,16 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
             ours.copy_(theirs)
 
 
-def test_relgans_step_is_the_textbook_step() -> None:
-    """From the same weights, images and latents to the same weights."""
-    from benchmarks.step import Textbook, build_step
+@pytest.mark.parametrize("loss", ["sgan", "rasgan", "wgan_gp", "rpgan_r1r2"])
+@pytest.mark.parametrize("network", ["cnn32", "dcgan64"])
+def test_relgans_step_is_the_textbook_step(network: str, loss: str) -> None:
+    """From the same weights, images, latents and random numbers to the same weights."""
+    from benchmarks.step import NETWORKS, build_step
+    from benchmarks.textbook import Textbook
 
     torch.manual_seed(0)
-    textbook, step = Textbook([]), build_step("fp32")
+    size = NETWORKS[network].image_size
+    textbook, step = Textbook(network, loss, [], 2), build_step(network, loss, "fp32", torch.device("cpu"))
     copy_weights(textbook.generator, step.generator)
     copy_weights(textbook.critic, step.critic)
     # Adam's first steps have the size of lr however small the gradient: plain descent compares better.
@@ -39,8 +43,10 @@ def test_relgans_step_is_the_textbook_step() -> None:
     networks = [(step.generator, textbook.generator), (step.critic, textbook.critic)]
     started = [[p.detach().clone() for p in theirs.parameters()] for _, theirs in networks]
     for update in ("update_critic", "update_generator"):
-        real, z = 2 * torch.rand(2, 3, 32, 32) - 1, torch.randn(2, 128)
+        real, z = 2 * torch.rand(2, 3, size, size) - 1, torch.randn(2, 128)
+        torch.manual_seed(1)
         getattr(textbook, update)(real, z)
+        torch.manual_seed(1)
         getattr(step, update)(real.to(memory_format=torch.channels_last), z)
     for (ours, theirs), before in zip(networks, started, strict=True):
         for p, q, start in zip(ours.parameters(), theirs.parameters(), before, strict=True):
@@ -50,11 +56,12 @@ def test_relgans_step_is_the_textbook_step() -> None:
 
 
 def test_contestants_take_turns_and_are_compared_round_by_round() -> None:
-    from benchmarks.timing import interleave, speedup
+    from benchmarks.timing import interleave, peak_memory, speedup
 
     contestants = {"slow": partial(partial, time.sleep, 0.03), "fast": partial(partial, time.sleep, 0.01)}
-    seconds = interleave(contestants, rounds=5, warmup=1)
-    assert {name: len(values) for name, values in seconds.items()} == {"slow": 5, "fast": 5}
-    assert speedup(seconds["slow"], seconds["fast"]) == pytest.approx(3, rel=0.4)
+    measured = interleave(contestants, rounds=5, warmup=1, facts=peak_memory)
+    assert {name: len(one.seconds) for name, one in measured.items()} == {"slow": 5, "fast": 5}
+    assert speedup(measured["slow"].seconds, measured["fast"].seconds) == pytest.approx(3, rel=0.4)
+    assert 1e7 < measured["fast"].fact < 1e10
     # A machine that slows down by 10 in the last rounds changes no ratio.
     assert speedup([4.0, 4.0, 40.0, 40.0], [1.0, 2.0, 20.0, 10.0]) == 3
