@@ -55,7 +55,7 @@ def test_a_full_disk_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
         for step in range(3):
             lines.log("train", step, 1.0, VALUES)
         lines.close(0)
-    assert 1 <= len(caplog.messages) <= 4
+    assert len(caplog.messages) == 2  # when it begins, and at the end, when it is for good
     assert all("metrics.jsonl" in m or "/dev/full" in m for m in caplog.messages)
 
 
