@@ -67,7 +67,7 @@ SETTINGS = {
 }
 TIMES = ("time_s", "train/images_per_second", "eval/seconds")
 PATIENCE = 120
-SAVE_SECONDS = 0.01
+AIM_SECONDS = 0.01
 """About as long as a save of this model takes."""
 
 
@@ -181,14 +181,14 @@ class Starter:
         options: tuple[str, ...],
         *,
         kill_after: float | None = None,
-        into_save: float | None = None,
+        inside: tuple[str, float] | None = None,
         prepare: Callable[..., None] | None = None,
         given: tuple[Any, ...] = (),
     ) -> tuple[int | None, str]:
         """Train until the end, or until SIGKILL after ``kill_after`` seconds.
 
         Args:
-            into_save: wait for the next save after them, and for this many seconds inside it.
+            inside: after them, the phase to wait for, and how many seconds inside it.
 
         Returns:
             exit code, and the phase that the process was in.
@@ -199,10 +199,10 @@ class Starter:
         )
         process.start()
         process.join(PATIENCE if kill_after is None else kill_after)
-        if into_save is not None:
-            while process.exitcode is None and marks[0] != PHASES.index("saving"):
+        if inside is not None:
+            while process.exitcode is None and marks[0] != PHASES.index(inside[0]):
                 time.sleep(0.0005)
-            time.sleep(into_save)
+            time.sleep(inside[1])
         if process.exitcode is None:
             process.kill()
             process.join()
@@ -267,8 +267,9 @@ def compare(disturbed: Path, whole: Path) -> None:
 def torture(starter: Starter, home: Path, options: tuple[str, ...], kills: int, draw: random.Random) -> Report:
     """Kill runs of one configuration ``kills`` times in all and compare each with an undisturbed one.
 
-    Every other kill is aimed at a save: it falls at a random instant of one.
+    Every other kill is aimed: it falls at a random instant of a save or an evaluation.
     """
+    aims = ("saving", "scoring") if any(option.startswith("metrics.every") for option in options) else ("saving",)
     report = Report()
     home.mkdir(parents=True)
     finish(starter, home / "warm", (*options, "train.iterations=0"))  # the data and the judge go into the cache
@@ -281,8 +282,9 @@ def torture(starter: Starter, home: Path, options: tuple[str, ...], kills: int, 
         while report.phases.total() < kills:
             # Long enough on average to come further, short enough to be killed several times before the end.
             delay = draw.uniform(0, 0.5 * length)
-            into_save = draw.uniform(0, SAVE_SECONDS) if report.phases.total() % 2 else None
-            code, phase = starter.live(directory, options, kill_after=delay, into_save=into_save)
+            aim = (draw.choice(aims), draw.uniform(0, AIM_SECONDS))
+            inside = aim if report.phases.total() % 2 else None
+            code, phase = starter.live(directory, options, kill_after=delay, inside=inside)
             if code == 0:
                 break
             if code != -signal.SIGKILL:
@@ -294,7 +296,7 @@ def torture(starter: Starter, home: Path, options: tuple[str, ...], kills: int, 
             before = step
             reached = tiny.records(directory)[-1]["step"] if _whole_lines(directory) else 0
             report.repeated += max(0, reached - (step or 0))
-            later = "" if into_save is None else f" and {1000 * into_save:.1f} ms of a save"
+            later = "" if inside is None else f" and {1000 * inside[1]:.1f} ms of {inside[0]}"
             print(f"  after {delay:.3f} s{later}, {phase}: next start from update {step}", flush=True)
         finish(starter, directory, options)
         compare(directory, whole)

@@ -110,9 +110,9 @@ def test_a_deleted_run_directory_comes_back_whole(tmp_path: Path, monkeypatch: p
     assert steps(directory) == [1, 2, 3, 4, 5, 6, 7]
     assert tiny.last(directory)["step"] == 7
     assert tiny.summary(directory)["status"] == "finished"
+    assert (directory / "config.yaml").is_file()
     assert tiny.run(directory, *OPTIONS, "train.iterations=9", "resume=auto") == Outcome("finished", 0)
     assert steps(directory) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert (directory / "config.yaml").is_file()
 
 
 def test_a_directory_that_cannot_come_back_says_that_nothing_is_left(
