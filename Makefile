@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format browser bench gpu-check clean
+.PHONY: help setup train test test-slow lint format browser bench torture soak gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,13 @@ bench: setup ## measure the training step, the scores and the data path
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.scores
 	$(BIN)/python -m benchmarks.data
+
+torture: setup ## kill a small training fifty times at random instants (ARGS="--seed 1 --kills 10")
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py $(ARGS)
+
+MINUTES ?= 20
+soak: setup ## train and score for 20 minutes and watch memory, open files and speed (MINUTES=5)
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
 gpu-check: setup ## on a CUDA machine: its tests and a CIFAR-10 training (IMAGES=cifar10.zip)
 	$(BIN)/python -m pytest -m gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,3 +66,35 @@ def test_contestants_take_turns_and_are_compared_round_by_round() -> None:
     assert 1e7 < measured["fast"].fact < 1e10
     # A machine that slows down by 10 in the last rounds changes no ratio.
     assert speedup([4.0, 4.0, 40.0, 40.0], [1.0, 2.0, 20.0, 10.0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("grows", "opens", "slows", "expected"),
+    [
+        (0.0, 0, 1.0, []),
+        (0.002, 0, 0.9, []),
+        (0.02, 0, 1.0, ["memory grows"]),
+        (0.0, 1, 1.0, ["files stay open"]),
+        (0.0, 0, 0.5, ["updates slow down"]),
+    ],
+)
+def test_a_soak_notices_what_grows(grows: float, opens: int, slows: float, expected: list[str]) -> None:
+    """A run of 200 seconds with 50 updates a second, an evaluation's memory coming and going."""
+    from benchmarks.soak import Samples, judge
+
+    seconds = [float(second) for second in range(200)]
+    samples = Samples(
+        seconds=[1000 + second for second in seconds],
+        rss_mb=[500 + grows * 50 * second + 30 * (second % 10 == 0) for second in seconds],
+        files=[7 + opens * int(second // 60) for second in seconds],
+    )
+    records: list[dict[str, Any]] = [
+        {
+            "kind": "train",
+            "step": 50 * second,
+            "time_s": second,
+            "train/images_per_second": 100 * (1 + (slows - 1) * second / 200),
+        }
+        for second in seconds[1:]
+    ]
+    assert judge(samples, records, 1000.0) == expected

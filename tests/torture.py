@@ -54,7 +54,9 @@ SETTINGS = {
         "train.iterations=60",
         "train.checkpoint_every=3",
     ),
-    "ragan, scored at every fourth, saved at every third": (
+    "ragan, scored at every fourth, saved at every third, some kept": (
+        "train.keep_checkpoints=3",
+        "train.keep_best=2",
         "dataset.name=stacked_digits",
         "metrics.scores=[modes]",
         "metrics.modes_images=20",
@@ -65,6 +67,8 @@ SETTINGS = {
 }
 TIMES = ("time_s", "train/images_per_second", "eval/seconds")
 PATIENCE = 120
+AIM_SECONDS = 0.01
+"""About as long as a save of this model takes."""
 
 
 class LostError(AssertionError):
@@ -177,16 +181,28 @@ class Starter:
         options: tuple[str, ...],
         *,
         kill_after: float | None = None,
+        inside: tuple[str, float] | None = None,
         prepare: Callable[..., None] | None = None,
         given: tuple[Any, ...] = (),
     ) -> tuple[int | None, str]:
-        """Train until the end, or until SIGKILL ``kill_after`` seconds; exit code and the phase it was in."""
+        """Train until the end, or until SIGKILL after ``kill_after`` seconds.
+
+        Args:
+            inside: after them, the phase to wait for, and how many seconds inside it.
+
+        Returns:
+            exit code, and the phase that the process was in.
+        """
         marks = self._context.RawArray("i", 1)
         process = self._context.Process(
             target=_live, args=(directory, options, str(cache_dir()), marks, prepare, given)
         )
         process.start()
         process.join(PATIENCE if kill_after is None else kill_after)
+        if inside is not None:
+            while process.exitcode is None and marks[0] != PHASES.index(inside[0]):
+                time.sleep(0.0005)
+            time.sleep(inside[1])
         if process.exitcode is None:
             process.kill()
             process.join()
@@ -221,15 +237,19 @@ def finish(starter: Starter, directory: Path, options: tuple[str, ...]) -> None:
 def compare(disturbed: Path, whole: Path) -> None:
     """Raise LostError unless two finished runs agree in all but their times."""
     kept = ("config", "seconds", "tracker_run_id", "final")
-    for name in ("last", "best"):
-        if not (whole / "checkpoints" / f"{name}.pt").exists():
-            continue
+    names, expected = (
+        sorted({path.stem for path in (directory / "checkpoints").iterdir()} - {"last.previous"})
+        for directory in (disturbed, whole)
+    )
+    if names != expected:
+        raise LostError(f"there are the checkpoints {names}, not {expected}")
+    for name in names:
         ours, theirs = (
             {key: value for key, value in tiny.last(directory, name).items() if key not in kept}
             for directory in (disturbed, whole)
         )
-        if names := tiny.differing(ours, theirs):
-            raise LostError(f"{name}.pt differs in {', '.join(names[:5])}")
+        if wrong := tiny.differing(ours, theirs):
+            raise LostError(f"{name}.pt differs in {', '.join(wrong[:5])}")
     ours, theirs = (
         [{key: value for key, value in line.items() if key not in TIMES} for line in tiny.records(directory)]
         for directory in (disturbed, whole)
@@ -245,7 +265,11 @@ def compare(disturbed: Path, whole: Path) -> None:
 
 
 def torture(starter: Starter, home: Path, options: tuple[str, ...], kills: int, draw: random.Random) -> Report:
-    """Kill runs of one configuration ``kills`` times in all and compare each with an undisturbed one."""
+    """Kill runs of one configuration ``kills`` times in all and compare each with an undisturbed one.
+
+    Every other kill is aimed: it falls at a random instant of a save or an evaluation.
+    """
+    aims = ("saving", "scoring") if any(option.startswith("metrics.every") for option in options) else ("saving",)
     report = Report()
     home.mkdir(parents=True)
     finish(starter, home / "warm", (*options, "train.iterations=0"))  # the data and the judge go into the cache
@@ -258,7 +282,9 @@ def torture(starter: Starter, home: Path, options: tuple[str, ...], kills: int, 
         while report.phases.total() < kills:
             # Long enough on average to come further, short enough to be killed several times before the end.
             delay = draw.uniform(0, 0.5 * length)
-            code, phase = starter.live(directory, options, kill_after=delay)
+            aim = (draw.choice(aims), draw.uniform(0, AIM_SECONDS))
+            inside = aim if report.phases.total() % 2 else None
+            code, phase = starter.live(directory, options, kill_after=delay, inside=inside)
             if code == 0:
                 break
             if code != -signal.SIGKILL:
@@ -270,7 +296,8 @@ def torture(starter: Starter, home: Path, options: tuple[str, ...], kills: int, 
             before = step
             reached = tiny.records(directory)[-1]["step"] if _whole_lines(directory) else 0
             report.repeated += max(0, reached - (step or 0))
-            print(f"  after {delay:.3f} s, {phase}: next start from update {step}", flush=True)
+            later = "" if inside is None else f" and {1000 * inside[1]:.1f} ms of {inside[0]}"
+            print(f"  after {delay:.3f} s{later}, {phase}: next start from update {step}", flush=True)
         finish(starter, directory, options)
         compare(directory, whole)
         if report.phases.total() == kills:

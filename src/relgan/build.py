@@ -231,11 +231,9 @@ def _find_saved(config: Config, directory: RunDir) -> tuple[dict[str, Any] | Non
 
 def _check_data(saved: dict[str, Any], store: PackedStore) -> None:
     """Refuse to go on with other images under the same options; older checkpoints do not tell."""
-    before = saved.get("data_fingerprint", store.fingerprint)
-    if before != store.fingerprint:
-        raise ConfigError(
-            "dataset.path", f"the checkpoint was trained on other images ({before}) than these ({store.fingerprint})"
-        )
+    before, now = saved.get("data_fingerprint", store.fingerprint), store.fingerprint
+    if before != now:
+        raise ConfigError("dataset.path", f"the checkpoint was trained on other images ({before}) than these ({now})")
 
 
 def _is_own(path: Path, directory: RunDir) -> bool:

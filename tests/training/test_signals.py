@@ -24,7 +24,6 @@ def test_a_signal_only_asks(number: signal.Signals) -> None:
         assert signals.received == number
         with pytest.raises(StopRequested):
             signals.check()
-        assert signals.wants_requeue == (number in (signal.SIGUSR1, signal.SIGUSR2))
     assert signal.getsignal(number) == before
 
 
@@ -42,7 +41,6 @@ def test_what_machines_repeat_does_not_cut_the_saving_short() -> None:
         for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
             signal.raise_signal(number)
         assert signals.received == signal.SIGUSR1
-        assert signals.wants_requeue
 
 
 def test_networks_stop_between_layers_while_asked_to() -> None:

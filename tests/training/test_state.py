@@ -27,6 +27,35 @@ SETTINGS = {
         "optimizer.decay=0.1",
         "dataset.num_images=50",
     ],
+    "wgan_gp, five critic updates, ending inside an epoch": [
+        "loss.name=wgan_gp",
+        "penalty.name=gp",
+        "penalty.weight=10",
+        "optimizer.n_critic=5",
+        "dataset.num_images=57",
+    ],
+    "paired with r1 and r2, slow average": [
+        "loss.name=rpgan_r1r2",
+        "penalty.name=r1r2",
+        "penalty.weight=1",
+        "train.ema_decay=0.9999",
+        "dataset.sampling=independent",
+    ],
+    "all pairs, dragan, decay, reals not redrawn": [
+        "loss.name=rlsgan_allpairs",
+        "penalty.name=dragan",
+        "penalty.weight=10",
+        "optimizer.decay=0.2",
+        "train.redraw_real=false",
+        "dataset.num_images=37",
+    ],
+    "centered, clipped, cnn32 with spectral norm in the generator": [
+        "loss.name=rclsgan",
+        "penalty.name=clip",
+        "penalty.weight=0.01",
+        "model.name=cnn32",
+        "model.generator_spectral_norm=true",
+    ],
     "rmsprop, packed, independent, mirrored, raw": [
         "loss.name=rsgan",
         "optimizer.name=rmsprop",
@@ -139,6 +168,26 @@ def test_another_model_under_the_same_options_is_refused(tmp_path: Path) -> None
     with pytest.raises(RelganError, match="another model") as caught:
         tiny.run(directory, "train.iterations=6", "resume=auto")
     assert "\n" not in str(caught.value)
+
+
+def test_other_images_under_the_same_options_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patched:
+        patched.setattr("relgan.data.store.PackedStore.fingerprint", "0123")
+        with pytest.raises(RelganError, match=r"^dataset\.path: the checkpoint was trained on other images") as caught:
+            tiny.run(finished, "train.iterations=6", "resume=auto")
+    assert "0123" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+    # A checkpoint from before fingerprints were kept is believed.
+    path = finished / "checkpoints" / "last.pt"
+    content = torch.load(path, weights_only=True)
+    for key in ("data_fingerprint", "ranking", "visited"):
+        del content[key]
+    torch.save(content, path)
+    tiny.run(finished, "train.iterations=6", "resume=auto")
 
 
 def test_a_checkpoint_beyond_the_end_is_refused(finished: Path) -> None:

@@ -54,17 +54,19 @@ class JsonLines:
         record: dict[str, Any] = {"kind": kind, "step": step, "time_s": round(time_s, 3), **values}
         if protocol is not None:
             record["protocol"] = protocol
+        behind = bool(self._waiting)
         self._waiting += (json.dumps(record) + "\n").encode()
-        self._write()
+        self._write(warn=not behind)
 
-    def _write(self) -> None:
+    def _write(self, *, warn: bool) -> None:
         try:
             if not self._path.exists():
                 self._restore()
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
-            log.warning("%s could not be written (%s); training goes on", self._path, error)
+            if warn:
+                log.warning("%s could not be written (%s); training goes on, the lines wait", self._path, error)
 
     def _restore(self) -> None:
         """Write the deleted file, which stays readable while it is open, anew."""
@@ -81,7 +83,7 @@ class JsonLines:
 
     def close(self, exit_code: int) -> None:
         if self._waiting:
-            self._write()
+            self._write(warn=True)
         self._file.close()
 
 

@@ -20,7 +20,7 @@ from relgan.tracking.console import ProgressBar, training_line
 from relgan.training import checkpoint
 from relgan.training.run import Run
 from relgan.training.schedule import epoch_of, is_due, quarters
-from relgan.training.signals import StopRequested, StopSignals, requeue
+from relgan.training.signals import REQUEUING, StopRequested, StopSignals, requeue
 from relgan.training.step import CriticResult, GeneratorResult
 from relgan.training.summary import Speed, Status
 
@@ -80,7 +80,7 @@ class Loop:
         assert self.signals.received is not None
         log.info("stopped by a signal after %d of %d updates", self.state.step, self.run.total)
         outcome = self.end("interrupted", 128 + self.signals.received)
-        if self.signals.wants_requeue and is_main():
+        if self.signals.received in REQUEUING and is_main():
             requeue()
         return outcome
 
@@ -235,12 +235,13 @@ class Loop:
                 # Before last.pt: a process killed between the two does it again.
                 checkpoint.save(content, directory.kept(self.state.step), keep_previous=False)
             checkpoint.save(content, directory.last)
+            if not directory.config.exists():  # the directory was deleted meanwhile
+                directory.write_config(self.config)
         except OSError as error:
             log.warning("last.pt could not be written (%s); training goes on and tries again", error)
             return False
         # Only now: before, last.pt knew the ones that are to go.
         directory.prune(self.config.train.keep_checkpoints, self.run.ranking)
-        self.run.write_config()
         self.run.write_summary("running", images_per_second=self.speed.images_per_second)
         return True
 

@@ -154,15 +154,6 @@ class Run:
             "data_fingerprint": self.store.fingerprint,
         }
 
-    def write_config(self) -> None:
-        """Write config.yaml unless it is there: the directory may have been deleted meanwhile."""
-        if self.dir.config.exists():
-            return
-        try:
-            self.dir.write_config(self.config)
-        except OSError as error:
-            log.warning("config.yaml could not be written (%s)", error)
-
     def write_summary(
         self, status: Status, *, images_per_second: float | None = None, error: str | None = None
     ) -> None:

@@ -67,21 +67,15 @@ class StopSignals:
         finally:
             handle.remove()
 
-    @property
-    def wants_requeue(self) -> bool:
-        return self.received in REQUEUING
-
 
 def requeue() -> None:
     """Ask Slurm to start this job again; outside of Slurm, nothing."""
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
         return
-    command = ["scontrol", "requeue", job]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=SCONTROL_SECONDS)
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip()
-        log.warning("job %s is not requeued: %s", job, " ".join(reason.split()))
-    else:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=SCONTROL_SECONDS)
         log.info("job %s is requeued", job)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error).encode()
+        log.warning("job %s is not requeued: %s", job, " ".join(reason.decode().split()))

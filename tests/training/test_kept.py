@@ -1,0 +1,97 @@
+"""Which checkpoints stay, by age and by score; and that best.pt is always the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import tiny
+from relgan.build import build_run
+from relgan.config import ConfigError
+from relgan.training.generator import load_checkpoint
+from relgan.training.loop import train
+from relgan.training.run import Run
+from relgan.training.summary import best_of
+
+VALUES = {0: 9.0, 2: 5.0, 4: 7.0, 6: 3.0, 8: 5.0, 10: 4.0}
+SCORED = ("metrics.every=2", "train.iterations=10", "train.checkpoint_every=2")
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.stem for path in (directory / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def _scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """eval/fid falls and rises."""
+
+    class Evaluator:
+        protocol: ClassVar[dict[str, Any]] = {}
+
+    monkeypatch.setattr("relgan.build._build_evaluator", lambda *_: Evaluator())
+    monkeypatch.setattr(Run, "evaluate", lambda self: {"eval/fid": VALUES[self.state.step]})
+
+
+def test_the_newest_stay(tmp_path: Path) -> None:
+    tiny.run(tmp_path, "train.iterations=7", "train.checkpoint_every=2", "train.keep_checkpoints=3")
+    assert names(tmp_path) == ["last", "last.previous", "step_00000004", "step_00000006", "step_00000007"]
+    for step in (4, 6, 7):
+        assert tiny.last(tmp_path, f"step_{step:08d}")["step"] == step
+    assert load_checkpoint(str(tmp_path), "step_00000004")["step"] == 4
+    with pytest.raises(ConfigError, match="'step_00000002' is not one of best, last, step_00000004"):
+        load_checkpoint(str(tmp_path), "step_00000002")
+    # None is deleted where none is asked for: a later start may have given the option up.
+    tiny.run(tmp_path, "train.iterations=8", "resume=auto")
+    assert "step_00000004" in names(tmp_path)
+
+
+@pytest.mark.usefixtures("_scored")
+def test_the_best_stay(tmp_path: Path) -> None:
+    tiny.run(tmp_path, *SCORED, "train.keep_best=3")
+    assert names(tmp_path) == ["best", "best_00000002", "best_00000006", "best_00000010", "last", "last.previous"]
+    assert tiny.last(tmp_path, "best")["step"] == 6
+    for step in (2, 6, 10):
+        assert tiny.last(tmp_path, f"best_{step:08d}")["step"] == step
+    assert load_checkpoint(str(tmp_path), "best_00000002")["step"] == 2
+
+
+@pytest.mark.usefixtures("_scored")
+def test_the_best_of_a_run_in_two_parts(tmp_path: Path) -> None:
+    for iterations in (4, 10):
+        tiny.run(tmp_path, *SCORED, "train.keep_best=2", f"train.iterations={iterations}", "resume=auto")
+    assert names(tmp_path) == ["best", "best_00000006", "best_00000010", "last", "last.previous"]
+
+
+@pytest.mark.usefixtures("_scored")
+def test_by_default_only_one_of_each(tmp_path: Path) -> None:
+    tiny.run(tmp_path, *SCORED)
+    assert names(tmp_path) == ["best", "last", "last.previous"]
+    assert tiny.last(tmp_path, "best")["step"] == 6
+
+
+@pytest.mark.usefixtures("_scored")
+def test_nothing_that_the_last_checkpoint_counts_on_is_deleted_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after a better score and before the next checkpoint, the displaced one must still be there."""
+    run = build_run(tiny.config(*SCORED, "train.keep_best=2", "train.checkpoint_every=4"), tmp_path)
+    monkeypatch.setitem(VALUES, 6, float("1.0"))
+
+    def killed(self: Run) -> dict[str, float]:
+        if self.state.step == 8:
+            raise KeyboardInterrupt
+        return {"eval/fid": VALUES[self.state.step]}
+
+    monkeypatch.setattr(Run, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(run)
+    assert names(tmp_path) == ["best", "best_00000002", "best_00000004", "best_00000006", "last"]
+    assert tiny.last(tmp_path)["ranking"] == {2: 5.0, 4: 7.0}
+
+
+def test_ranking() -> None:
+    assert list(best_of(VALUES, "min", 3)) == [6, 10, 2]
+    assert list(best_of(VALUES, "max", 2)) == [0, 4]
+    assert best_of({}, "min", 3) == {}
