@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
+import numpy as np
 import pytest
+import torch
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+from PIL import Image
 
+import tiny
+from relgan.build import build_run
 from relgan.cli import app
 from relgan.config import Config, LossConfig
+from relgan.training.loop import Outcome, train
 
 CONF = app.conf_dir()
 
@@ -174,4 +182,40 @@ def test_smoke_makes_any_of_them_small(experiment: str) -> None:
     assert small.train.iterations is not None
     assert small.train.iterations * small.train.batch_size * small.optimizer.n_critic <= 320
     assert max(small.model.width, small.model.latent_dim, small.metrics.num_images) <= 16
-    assert small.name == (PUBLISHED[experiment].name or experiment if experiment in PUBLISHED else experiment)
+    assert small.name == "smoke"  # not among the real runs
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty pictures of noise, as large as the largest experiment wants them."""
+    path = tmp_path_factory.mktemp("photos") / "photos.zip"
+    noise = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(20):
+            picture = Image.fromarray(noise.integers(0, 256, (256, 256, 3), np.uint8))
+            with archive.open(f"{number:02d}.png", "w") as file:
+                picture.save(file, "PNG", compress_level=1)
+    return path
+
+
+QUICK = ("cifar10_stable_a", "cat64", "generator_terms")
+EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in [*PUBLISHED, *sorted(OTHERS)]]
+
+
+@pytest.mark.parametrize("experiment", EVERY)
+def test_smoke_really_runs(experiment: str, photos: Path, tmp_path: Path) -> None:
+    """`make smoke` runs them all, scored by the feature network whose weights need no download."""
+    torch.set_num_threads(1)
+    data = ["dataset=folder", f"dataset.path={photos}"]
+    if experiment == "stacked":
+        data = ["dataset=stacked_digits", "dataset.num_images=64"]
+    judge = "digits" if experiment == "stacked" else "efficientnet_lite0"
+    scores = ["metrics=none"] if experiment in QUICK else [f"metrics.extractor={judge}"]
+    config = compose(f"experiment={experiment}", "scale=smoke", "tracker=none", "device=cpu", *data, *scores)
+    assert train(build_run(config, tmp_path / "run")) == Outcome("finished", 0)
+    assert [line["step"] for line in tiny.records(tmp_path / "run") if line["kind"] == "train"] == [1, 2, 3, 4]
+    summary = tiny.summary(tmp_path / "run")
+    assert (summary["step"], bool(summary["final"])) == (4, experiment not in QUICK)
+    size = config.dataset.image_size
+    with Image.open(tmp_path / "run" / "samples" / "step_00000004.png") as grid:
+        assert min(grid.size) >= 2 * size
