@@ -28,6 +28,7 @@ from relgan.cli import app, train, workers
 from relgan.cli.sweep import job_name, search_direction, worst
 from relgan.config import ConfigError
 from relgan.training.step import Step
+from wandb_file import artifacts, history, records, wandb_files
 
 COMMAND = [sys.executable, "-m", "relgan.cli.train"]
 SCORED = ("metrics=quick", "metrics.scores=[fid]", "metrics.num_images=16", "metrics.reference_images=32")
@@ -193,6 +194,48 @@ def test_nothing_of_one_job_is_in_the_next(sweep: Sweep) -> None:
     (found,) = Path("multirun/t").glob("*loss=ralsgan*")
     assert len(values(found)) == 4
     assert values(found) == values(alone)
+
+
+def test_a_sweep_of_four_is_four_wandb_runs_even_when_one_raises(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import wandb
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    original, calls = Step.update_generator, [0]
+
+    def failing(self: Step, *arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:  # the second update of the second job
+            raise RuntimeError("boom")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Step, "update_generator", failing)
+    line = ("tracker=wandb", "tracker.mode=offline", "tracker.artifacts=true", "loss=ragan,sgan", "seed=1,2")
+    result = sweep(*line, "train.iterations=2", "train.log_every=1")
+    assert result.code == 1
+    assert wandb.run is None
+    found = {}
+    for directory in Path("multirun/t").glob("*loss=*"):
+        (path,) = wandb_files(directory)
+        (run,) = (record.run for record in records(path) if record.WhichOneof("record_type") == "run")
+        (ended,) = (record.exit for record in records(path) if record.WhichOneof("record_type") == "exit")
+        config = {update.key: json.loads(update.value_json) for update in run.config.update}
+        assert (run.run_group, run.job_type) == ("t", "sweep")
+        assert config["loss"]["name"] in run.tags
+        steps = [row["step"] for row in history(path) if "train/loss_d" in row]
+        found[config["loss"]["name"], config["seed"]] = (run.run_id, ended.exit_code, steps)
+    assert len({run_id for run_id, _, _ in found.values()}) == 4
+    good, bad = (0, [1, 2]), (1, [1])
+    assert {job: rest for job, (_, *rest) in found.items()} == {
+        job: list(bad if job == ("ragan", 2) else good) for job in found
+    }
+    # The page is a run of its own in the group.
+    (page,) = wandb_files(Path("multirun/t"))
+    (run,) = (record.run for record in records(page) if record.WhichOneof("record_type") == "run")
+    assert (run.run_group, run.job_type) == ("t", "report")
+    (sent,) = artifacts(page)
+    assert {entry.path for entry in sent.manifest.contents} == {"report.html", "results.csv"}
 
 
 def in_subprocess(*arguments: str, **variables: str) -> Result:

@@ -125,7 +125,7 @@ class SweepCallback(Callback):
         sweep_dir = Path(config.hydra.sweep.dir)
         runs = [RunDir(path.parent) for path in sorted(sweep_dir.glob("*/summary.json"))]
         _print_table(runs)
-        _write_report(sweep_dir)
+        _write_report(sweep_dir, config.tracker)
         if number := workers.asked_to_stop():
             raise SystemExit(128 + number)
         # A named sweep may hold jobs that failed under another line.
@@ -162,10 +162,19 @@ def _first_score(summary: dict[str, Any]) -> str:
     return next((f"{key.removeprefix('eval/')} {value:.4g}" for key, value in scores.items()), "")
 
 
-def _write_report(sweep_dir: Path) -> None:
+def _write_report(sweep_dir: Path, tracker: Any) -> None:
     from relgan.report import write_report
 
     try:
-        log.info("comparison page: %s", write_report([sweep_dir], sweep_dir))
+        page = write_report([sweep_dir], sweep_dir)
     except (OSError, RelganError) as error:
         log.warning("no comparison page: %s", error)
+        return
+    log.info("comparison page: %s", page)
+    if tracker.name == "wandb" and tracker.artifacts:
+        from relgan.tracking import wandb
+
+        run = wandb.start(tracker, run_dir=sweep_dir, group=sweep_dir.name, job_type="report", tags=[], options={})
+        if run is not None:
+            run.send("report", [page, page.with_name("results.csv")])
+            run.close(0)

@@ -35,7 +35,13 @@ def train(config: Config, run_dir: Path) -> float | None:
     from relgan.training.loop import train as train_run
 
     try:
-        run = build_run(config, run_dir, hydra_config.overrides.task)
+        run = build_run(
+            config,
+            run_dir,
+            hydra_config.overrides.task,
+            group=Path(hydra_config.sweep.dir).name if sweeping else None,
+            job_type=hydra_config.runtime.choices.get("sweep") or "sweep" if sweeping else "train",
+        )
     except OccupiedError as error:
         if not sweeping:
             raise
