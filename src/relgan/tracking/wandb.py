@@ -116,7 +116,8 @@ def start(
             job_type=job_type,
             tags=[*tags, *config.tags],
             config=dict(options),
-            dir=run_dir,
+            # Its service keeps the working directory that it was started in.
+            dir=run_dir.resolve(),
             id=run_id,
             resume="allow" if run_id else None,
             mode=mode,  # type: ignore[arg-type]
