@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,19 @@ from typing import Any
 from wandb.proto import wandb_internal_pb2 as pb
 
 
-def records(path: Path) -> Iterator[Any]:
-    """Protocol buffers of a .wandb file (a LevelDB log; checksums ignored)."""
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
+def records(path: Path) -> list[Any]:
+    """Protocol buffers of a finished run's .wandb file, waiting for its end: W&B writes on after ``finish``."""
+    deadline = time.monotonic() + 20
+    while True:
+        found = list(_read(path.read_bytes()))
+        if any(record.WhichOneof("record_type") == "exit" for record in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
+def _read(data: bytes) -> Iterator[Any]:
+    """A LevelDB log; checksums ignored."""
+    assert data[:4] in (b":W&B", b"")
     position, collected = 7, b""
     while position + 7 <= len(data):
         left = 32768 - position % 32768
