@@ -124,7 +124,7 @@ class SweepCallback(Callback):
         """Show how every job ended, write the comparison page, and exit with 1 if any failed."""
         sweep_dir = Path(config.hydra.sweep.dir)
         runs = [RunDir(path.parent) for path in sorted(sweep_dir.glob("*/summary.json"))]
-        _print_table(runs)
+        _print_table(runs, config.metrics.objective)
         _write_report(sweep_dir, config.tracker)
         if number := workers.asked_to_stop():
             raise SystemExit(128 + number)
@@ -134,7 +134,7 @@ class SweepCallback(Callback):
             raise SystemExit(1)
 
 
-def _print_table(runs: Sequence[RunDir]) -> None:
+def _print_table(runs: Sequence[RunDir], objective: str | None) -> None:
     """One line a job, by what tells it from the others, and the end of its directory's name."""
     from rich.console import Console
     from rich.table import Column, Table
@@ -149,17 +149,18 @@ def _print_table(runs: Sequence[RunDir]) -> None:
             " ".join(word for word in command if word not in shared),
             str(summary.get("status", "unknown")),
             str(summary.get("step", "")),
-            _first_score(summary),
+            _score(summary, objective),
             f"{summary.get('seconds', 0):.0f}",
             f"*{run.path.name[-DIGEST_LENGTH:]}",
         )
     Console().print(table)
 
 
-def _first_score(summary: dict[str, Any]) -> str:
-    """The final value of the first score the job was told to compute."""
+def _score(summary: dict[str, Any], objective: str | None) -> str:
+    """The final value of the objective, else of the first score the job was told to compute."""
     scores = summary.get("final") or {}
-    return next((f"{key.removeprefix('eval/')} {value:.4g}" for key, value in scores.items()), "")
+    key = objective if objective in scores else next(iter(scores), None)
+    return "" if key is None else f"{key.removeprefix('eval/')} {scores[key]:.4g}"
 
 
 def _write_report(sweep_dir: Path, tracker: Any) -> None:
