@@ -162,8 +162,13 @@ def test_ctrl_c_ends_the_sweep_and_the_same_line_again_goes_on(sweep: Sweep, mon
 
 
 def test_fail_fast_stops_at_the_first_failure(sweep: Sweep) -> None:
-    assert sweep("seed=-1,1", "fail_fast=true").code == 1
-    assert statuses() == {-1: "failed"}
+    result = sweep("seed=1,-1,2", "fail_fast=true")
+    assert result.code == 1
+    assert statuses() == {-1: "failed", 1: "finished"}
+    assert [line.split()[:2] for line in result.out.splitlines() if line.startswith(" seed=")] == [
+        ["seed=-1", "failed"],
+        ["seed=1", "finished"],
+    ]
 
 
 @pytest.mark.parametrize("wrong", ["loss=ragan,nope", "train.iteratons=3,4"])

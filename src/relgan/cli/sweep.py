@@ -115,6 +115,8 @@ class SweepCallback(Callback):
             }
         )
         if config.fail_fast:
+            if not workers.is_worker():
+                _print_table(_jobs(Path(config.hydra.sweep.dir)), config.metrics.objective)
             raise SystemExit(1)
         # Hydra would raise the first failure after the last job and show none of the others.
         job_return.status = JobStatus.COMPLETED
@@ -123,7 +125,7 @@ class SweepCallback(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Show how every job ended, write the comparison page, and exit with 1 if any failed."""
         sweep_dir = Path(config.hydra.sweep.dir)
-        runs = [RunDir(path.parent) for path in sorted(sweep_dir.glob("*/summary.json"))]
+        runs = _jobs(sweep_dir)
         _print_table(runs, config.metrics.objective)
         _write_report(sweep_dir, config.tracker)
         if number := workers.asked_to_stop():
@@ -132,6 +134,10 @@ class SweepCallback(Callback):
         own = (run for run in runs if (run.path / "summary.json").stat().st_mtime >= self.started)
         if any(run.read_summary().get("status") == "failed" for run in own):
             raise SystemExit(1)
+
+
+def _jobs(sweep_dir: Path) -> list[RunDir]:
+    return [RunDir(path.parent) for path in sorted(sweep_dir.glob("*/summary.json"))]
 
 
 def _print_table(runs: Sequence[RunDir], objective: str | None) -> None:

@@ -24,7 +24,8 @@ def asked_to_stop() -> int | None:
 
 
 def is_worker() -> bool:
-    return multiprocessing.parent_process() is not None
+    """Whether joblib started this process, which nobody's terminal speaks to."""
+    return multiprocessing.current_process().name.startswith("LokyProcess")
 
 
 def stop(number: int, frame: FrameType | None = None) -> None:
