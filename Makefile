@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format browser bench torture soak gpu-check clean
+.PHONY: help setup train test test-slow smoke lint format browser bench torture soak gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ test: setup ## run the test suite (under 5 minutes on 2 cores)
 
 test-slow: setup ## run the slow tests too
 	$(BIN)/python -m pytest -m '' --timeout 1800 $(ARGS)
+
+smoke: setup ## run every experiment at scale=smoke, on pictures of noise
+	$(BIN)/python -m pytest -m '' -v --timeout 600 --durations 0 -k smoke_really_runs tests/test_experiments.py $(ARGS)
 
 lint: setup ## ruff, format check, mypy --strict
 	$(BIN)/ruff check .

@@ -44,13 +44,22 @@ if TYPE_CHECKING:
 log = logging.getLogger("relgan")
 
 
-def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> Run:
+def build_run(
+    config: Config,
+    run_dir: Path,
+    overrides: Sequence[str] = (),
+    *,
+    group: str | None = None,
+    job_type: str = "train",
+) -> Run:
     """Prepare the data, build everything and, when asked, continue from a checkpoint.
 
     Args:
         config: checked by ``relgan.config.validate``.
         run_dir: created if needed.
         overrides: the command line that led to ``config``, kept in the summary.
+        group: what W&B shows together; by default runs of the same name.
+        job_type: what kind of run this is to W&B.
 
     Raises:
         RelganError: the data, the device, the weights of a score or the checkpoint cannot be used; nothing was
@@ -72,6 +81,7 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
         raise ConfigError("train.iterations", f"the checkpoint is at {state.step} updates already; give more")
     evaluator = _build_evaluator(config, store, device)
     in_place = source is not None and _is_own(source, directory)
+    logged = directory.last_logged()
     # No rank may still be looking for what to continue when rank 0 begins to write.
     barrier()
     lock = _occupy(directory)
@@ -91,7 +101,14 @@ def build_run(config: Config, run_dir: Path, overrides: Sequence[str] = ()) -> R
         iteration=_build_iteration(config, engine, step, store.channels),
         engine=engine,
         evaluator=evaluator,
-        trackers=_build_trackers(config, directory, saved["tracker_run_id"] if saved and in_place else None),
+        trackers=_build_trackers(
+            config,
+            directory,
+            group=group or run_name(config),
+            job_type=job_type,
+            run_id=saved["tracker_run_id"] if saved and in_place else None,
+            logged=logged,
+        ),
         total=total,
         command=list(overrides),
         resumed_from=None if source is None else str(source),
@@ -190,7 +207,9 @@ def _build_evaluator(config: Config, store: PackedStore, device: torch.device) -
     )
 
 
-def _build_trackers(config: Config, directory: RunDir, run_id: str | None) -> Tracker:
+def _build_trackers(
+    config: Config, directory: RunDir, *, group: str, job_type: str, run_id: str | None, logged: dict[str, int]
+) -> Tracker:
     if not is_main():
         return Trackers([])
     trackers: list[Tracker] = [JsonLines(directory.metrics)]
@@ -200,10 +219,12 @@ def _build_trackers(config: Config, directory: RunDir, run_id: str | None) -> Tr
         tracker = wandb.start(
             config.tracker,
             run_dir=directory.path,
-            group=run_name(config),
+            group=group,
+            job_type=job_type,
             tags=[config.loss.name, get_loss(config.loss.name).form, config.dataset.name],
             options=asdict(config),
             run_id=run_id,
+            logged=logged,
         )
         if tracker is not None:
             trackers.append(tracker)

@@ -200,6 +200,7 @@ class TrackerConfig:
         choices=("auto", "online", "offline"),
     )
     tags: list[str] = _opt([], "tags besides loss, form and dataset")
+    artifacts: bool = _opt(False, "also send the best checkpoint, and a sweep's comparison page")
 
 
 @dataclass

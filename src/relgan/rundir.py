@@ -128,6 +128,16 @@ class RunDir:
     def has_checkpoint(self) -> bool:
         return self.last.exists() or previous(self.last).exists()
 
+    def last_logged(self) -> dict[str, int]:
+        """The last step in metrics.jsonl of each kind of record."""
+        last: dict[str, int] = {}
+        if self.metrics.exists():
+            for line in self.metrics.read_bytes().splitlines(keepends=True):
+                step, scores = _position(line)
+                if step < float("inf"):
+                    last["eval" if scores else "train"] = int(step)
+        return last
+
     def truncate_metrics(self, step: int, *, with_scores: bool = True) -> None:
         """Drop the records after ``step``, unless ``with_scores`` the scores at it too: they are written again."""
         if not self.metrics.exists():

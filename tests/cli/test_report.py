@@ -110,3 +110,13 @@ def test_the_dashboard_without_a_key_is_one_line() -> None:
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line == "relgan-report: wandb: no API key on this machine; run `wandb login` or set WANDB_API_KEY"
+
+
+def test_what_ended_badly_is_counted_for_each_dataset(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "s", ["ragan", "sgan"], ["digits", "cifar10"], 2)  # digits has the bad ones
+    page = " ".join(write_report([tmp_path / "s"], tmp_path).read_text().split())
+    assert "<small>digits: 1 diverged</small>" in page
+    assert "<small>digits: 1 failed</small>" in page
+    assert "<small>cifar10: " not in page
+    make_sweep(tmp_path / "t", ["ragan", "sgan"], ["digits"], 2)
+    assert "<small>digits: " not in write_report([tmp_path / "t"], tmp_path).read_text()

@@ -24,7 +24,7 @@ def test_the_view_has_scores_by_loss_and_dataset_curves_critic_and_samples() -> 
     spec = model["spec"]["section"]
     sections = {s["name"]: s["panels"] for s in spec["panel_bank_config"]["sections"]}
     bars = sections["Scores by dataset and loss"]
-    assert [panel["config"]["metrics"] for panel in bars] == [[key] for key in SCORES]
+    assert [panel["config"]["metrics"] for panel in bars] == [[f"{key}.{direction(key)}"] for key in SCORES]
     assert {panel["config"]["group_area"] for panel in bars} == {"stddev"}
     curves = sections["Score curves"]
     assert {panel["config"]["x_axis"] for panel in curves} == {"step"}

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb
-from wandb.proto import wandb_internal_pb2 as pb
 
 import tiny
 from relgan.config import TrackerConfig
 from relgan.tracking import wandb as tracking
 from relgan.training.loop import Outcome
+from relgan.training.step import Step
+from wandb_file import artifacts, history, records, summary, wandb_files
 
 OFFLINE = ("tracker.name=wandb", "tracker.project=proj", "tracker.tags=[extra]", "name=group")
 
@@ -27,42 +26,6 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No account, no settings of whoever runs the tests, and nothing left in the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-
-
-def records(path: Path) -> Iterator[Any]:
-    """Protocol buffers of a .wandb file (a LevelDB log; checksums ignored)."""
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
-    position, collected = 7, b""
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        position += 7
-        if kind == 0 and length == 0:
-            break
-        collected += data[position : position + length]
-        position += length
-        if kind in (1, 4):
-            record = pb.Record()
-            record.ParseFromString(collected)
-            collected = b""
-            yield record
-
-
-def history(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for record in records(path):
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
-    return rows
-
-
-def wandb_files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("wandb/*run-*/*.wandb"))
 
 
 def test_an_offline_run_holds_a_copy_of_the_local_records(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,6 +59,76 @@ def test_an_offline_run_holds_a_copy_of_the_local_records(tmp_path: Path, caplog
     (exit_record,) = [record.exit for record in records(path) if record.WhichOneof("record_type") == "exit"]
     assert exit_record.exit_code == 0
     assert wandb.run is None
+
+
+def test_charts_have_the_step_on_x_and_summaries_keep_the_best_of_each_score(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    tracker = start(TrackerConfig(), directory)
+    assert tracker is not None
+    for step, fid in ((0, 90.0), (5, 30.0), (10, 40.0)):
+        tracker.log("train", step, 1.0, {"train/loss_d": 0.5})
+        tracker.log("eval", step, 1.0, {"eval/fid": fid, "eval/modes": fid, "eval/is_std": 1.0})
+    tracker.close(0)
+    (path,) = wandb_files(directory)
+    defined = {
+        r.metric.glob_name or r.metric.name: r.metric for r in records(path) if r.WhichOneof("record_type") == "metric"
+    }
+    assert defined["*"].step_metric == defined["eval/fid"].step_metric == defined["eval/modes"].step_metric == "step"
+    kept = {
+        key: (m.summary.min, m.summary.max, m.summary.last) for key, m in defined.items() if key.startswith("eval/")
+    }
+    assert kept == {"eval/fid": (True, False, True), "eval/modes": (False, True, True)}
+    assert summary(path)["eval/fid"] == {"min": 30, "last": 40}
+    assert summary(path)["eval/modes"] == {"max": 90, "last": 40}
+    assert summary(path)["step"] == 10
+
+
+def test_a_run_that_stopped_goes_on_where_its_curves_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files of one run, which W&B puts one after the other: every update once, whatever ended the first start."""
+    directory = tmp_path / "run"
+    often = ("train.log_every=1", "train.checkpoint_every=2")
+    original, calls = Step.update_generator, [0]
+
+    def crashing(self: Step, *arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 6:
+            raise RuntimeError("boom")
+        return original(self, *arguments)
+
+    # The checkpoint is of the fourth update; W&B and metrics.jsonl have the fifth as well.
+    with monkeypatch.context() as patched:
+        patched.setattr(Step, "update_generator", crashing)
+        with pytest.raises(RuntimeError, match="boom"):
+            tiny.run(directory, *OFFLINE, *often, "train.iterations=8")
+    assert tiny.last(directory)["step"] == 4
+    tiny.run(directory, *OFFLINE, *often, "train.iterations=8", "resume=auto")
+    first, second = (history(path) for path in wandb_files(directory))
+    steps = [[row["step"] for row in rows if "train/loss_d" in row] for rows in (first, second)]
+    assert steps == [[1, 2, 3, 4, 5], [6, 7, 8]]
+    assert min(row["step"] for row in second) >= max(row["step"] for row in first)
+    local = {line["step"]: line["train/loss_d"] for line in tiny.records(directory)}
+    sent = {row["step"]: row["train/loss_d"] for row in first + second if "train/loss_d" in row}
+    assert sent == local
+    ids = {
+        r.run.run_id for path in wandb_files(directory) for r in records(path) if r.WhichOneof("record_type") == "run"
+    }
+    assert ids == {tiny.summary(directory)["tracker_run_id"]}
+
+
+def test_the_best_checkpoint_is_sent_when_asked_from_where_it_lies(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    tiny.run(directory, *OFFLINE, "tracker.artifacts=true")
+    (path,) = wandb_files(directory)
+    (artifact,) = artifacts(path)
+    assert artifact.type == "model"
+    (entry,) = artifact.manifest.contents
+    assert entry.path == "last.pt"
+    assert Path(entry.local_path) == directory / "checkpoints" / "last.pt"
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and "wandb-" in str(p) and p.stat().st_size > 10_000]
+    tiny.run(tmp_path / "plain", *OFFLINE)
+    (path,) = wandb_files(tmp_path / "plain")
+    assert not artifacts(path)
 
 
 def test_a_continued_run_keeps_its_id(tmp_path: Path) -> None:
@@ -136,7 +169,7 @@ def test_nothing_that_breaks_in_wandb_stops_training(
 
 def start(config: TrackerConfig, directory: Path) -> tracking.WandbTracker | None:
     directory.mkdir(exist_ok=True)
-    return tracking.start(config, run_dir=directory, group="g", tags=[], options={}, run_id=None)
+    return tracking.start(config, run_dir=directory, group="g", job_type="train", tags=[], options={})
 
 
 def test_without_an_account_nothing_asks_and_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from relgan.cli.sweep import job_name
+from relgan.cli.sweep import job_name, search_direction
 from relgan.config import Config, ConfigError, RelganError, run_name, validate, walk
 
 Task = Callable[[Config, Path], Any]
@@ -29,6 +29,12 @@ EXIT_BAD_INPUT = 2
 # Set by torchrun for each of its ranks.
 WORLD_SIZE, RANK = "WORLD_SIZE", "RANK"
 STARTED = "RELGAN_STARTED"
+
+# Hydra's launchers and sweepers of others, and the extra that installs each.
+PLUGINS = {
+    **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm"), "launchers"),
+    **{"ray": "ray", "ray_aws": "ray", "optuna": "optuna"},
+}
 
 
 def conf_dir() -> Path:
@@ -65,6 +71,13 @@ def _run_dir(time: str, root: DictConfig) -> str:
     return str(base / time)
 
 
+def _direction(*, _root_: DictConfig) -> str:
+    try:
+        return search_direction(_root_.metrics.objective, _root_.metrics.scores)
+    except ConfigError:
+        return "minimize"  # the sweep's callback refuses it before anything starts
+
+
 def _plain(node: DictConfig) -> dict[Any, Any]:
     container = OmegaConf.to_container(node, resolve=True)
     assert isinstance(container, dict)
@@ -73,9 +86,13 @@ def _plain(node: DictConfig) -> dict[Any, Any]:
 
 def register() -> None:
     """Make the schema and the resolvers of conf/ known to Hydra; safe to call twice."""
+    # Hydra copies the whole store for every group that --help lists, and once more whatever is loaded from it:
+    # without the first, help takes a third of the time.
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     ConfigStore.instance().store(name="relgan_schema", node=Config)
     OmegaConf.register_new_resolver("relgan_sweep", lambda time, *, _root_: _root_.name or time, replace=True)
     OmegaConf.register_new_resolver("relgan_job", lambda overrides: job_name(overrides), replace=True)
+    OmegaConf.register_new_resolver("relgan_direction", _direction, replace=True)
     OmegaConf.register_new_resolver("relgan_run_dir", lambda time, *, _root_: _run_dir(time, _root_), replace=True)
 
 
@@ -101,8 +118,10 @@ def one_line(error: BaseException) -> str:
     """Hydra's and OmegaConf's several lines as one that names the option."""
     texts = [str(cause) for cause in _causes(error)]
     text = "\n".join(texts)
-    if found := re.search(r"Could not find '([^']+)'", text):
+    if found := re.search(r"Could not (?:find|load) '([^']+)'", text):
         group, _, value = found[1].rpartition("/")
+        if value in PLUGINS:
+            return f"{group}={value}: its plugin is not installed; pip install 'relgan[{PLUGINS[value]}]'"
         return f"{group or 'config'}={value}: not one of {_choices(text) or 'the known names'}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: no such option{_suggest(found[1])}"
@@ -189,6 +208,8 @@ def run(task: Task) -> None:
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(compose_and_call)()
         except ValueError as error:
+            if "Only one of --run" in str(error):
+                raise RelganError("-m does not go with --cfg or --info") from error
             if "Config group override" not in str(error):
                 raise
             given = ", ".join(argument for argument in sys.argv[1:] if argument.endswith("=null"))

@@ -7,8 +7,9 @@ import hashlib
 import logging
 import math
 import re
+import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from relgan.config import RelganError
+from relgan.cli import workers
+from relgan.config import ConfigError, RelganError
+from relgan.metrics.direction import direction
 from relgan.rundir import RunDir
 
 log = logging.getLogger("relgan")
 
 SLUG_LENGTH = 80
+DIGEST_LENGTH = 8
 # They say where and how a sweep runs, not what its jobs are.
 NOT_OF_THE_JOB = ("name", "fail_fast", "device", "tracker", "hydra")
 
@@ -38,8 +42,26 @@ def job_name(overrides: Iterable[str]) -> str:
     own = sorted(o for o in overrides if re.split(r"[.=/]", o.lstrip("+~"), maxsplit=1)[0] not in NOT_OF_THE_JOB)
     telling = sorted(own, key=lambda override: not override.startswith(FIRST_IN_SLUG))
     slug = re.sub(r"[^A-Za-z0-9=.+-]+", "_", ",".join(telling))[:SLUG_LENGTH].strip("_.")
-    digest = hashlib.sha256("\n".join(own).encode()).hexdigest()[:8]
+    digest = hashlib.sha256("\n".join(own).encode()).hexdigest()[:DIGEST_LENGTH]
     return f"{slug}-{digest}" if slug else digest
+
+
+def search_direction(objective: str | None, scores: Sequence[str]) -> str:
+    """minimize or maximize, as a search for the best ``objective``, else the first of ``scores``, has to.
+
+    Raises:
+        ConfigError: there is no score, or none that can be better or worse.
+    """
+    key = objective or next(iter(scores), "")
+    way = direction(key)
+    if way is None:
+        raise ConfigError("metrics.objective", f"a search needs a score with a best value, not {key or 'none'}")
+    return f"{way}imize"
+
+
+def worst(hydra_config: Any) -> float:
+    """What a job that diverged or failed is worth to a search: infinitely bad in the sweeper's direction."""
+    return -math.inf if "maximize" in str(hydra_config.sweeper.get("direction")) else math.inf
 
 
 class SweepCallback(Callback):
@@ -48,6 +70,26 @@ class SweepCallback(Callback):
     Works with the basic, joblib and submitit launchers: a job's result travels in its run directory, not in
     this object, which each process has its own copy of.
     """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a search that looks for nothing; be ready to pass Ctrl-C on to joblib's workers."""
+        self.started = time.time()
+        if "direction" in config.hydra.sweeper:
+            from relgan.cli.app import fail
+
+            try:
+                wanted = search_direction(config.metrics.objective, config.metrics.scores)
+            except ConfigError as error:
+                fail(str(error))
+            if wanted not in str(config.hydra.sweeper.direction):
+                fail(f"hydra.sweeper.direction: {wanted} it, or choose another metrics.objective")
+        if "n_jobs" in config.hydra.launcher:
+            workers.lead()
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make a worker process ready for its first job."""
+        if config.hydra.mode == RunMode.MULTIRUN:
+            workers.enter(Path(config.hydra.sweep.dir))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Record a failure where the job's own files are and let the others run."""
@@ -73,48 +115,73 @@ class SweepCallback(Callback):
             }
         )
         if config.fail_fast:
+            if not workers.is_worker():
+                _print_table(_jobs(Path(config.hydra.sweep.dir)), config.metrics.objective)
             raise SystemExit(1)
         # Hydra would raise the first failure after the last job and show none of the others.
         job_return.status = JobStatus.COMPLETED
-        job_return.return_value = math.inf
+        job_return.return_value = worst(config.hydra)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Show how every job ended, write the comparison page, and exit with 1 if any failed."""
         sweep_dir = Path(config.hydra.sweep.dir)
-        runs = [RunDir(path.parent) for path in sorted(sweep_dir.glob("*/summary.json"))]
-        _print_table(runs)
-        _write_report(sweep_dir)
-        if any(run.read_summary().get("status") == "failed" for run in runs):
+        runs = _jobs(sweep_dir)
+        _print_table(runs, config.metrics.objective)
+        _write_report(sweep_dir, config.tracker)
+        if number := workers.asked_to_stop():
+            raise SystemExit(128 + number)
+        # A named sweep may hold jobs that failed under another line.
+        own = (run for run in runs if (run.path / "summary.json").stat().st_mtime >= self.started)
+        if any(run.read_summary().get("status") == "failed" for run in own):
             raise SystemExit(1)
 
 
-def _print_table(runs: list[RunDir]) -> None:
+def _jobs(sweep_dir: Path) -> list[RunDir]:
+    return [RunDir(path.parent) for path in sorted(sweep_dir.glob("*/summary.json"))]
+
+
+def _print_table(runs: Sequence[RunDir], objective: str | None) -> None:
+    """One line a job, by what tells it from the others, and the end of its directory's name."""
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(Column("job", overflow="fold"), "status", "updates", "score", "seconds", box=None)
-    for run in runs:
-        summary = run.read_summary()
+    columns = [Column(title, no_wrap=True) for title in ("status", "updates", "score", "seconds", "directory")]
+    table = Table(Column("job", overflow="fold"), *columns, box=None)
+    summaries = [run.read_summary() for run in runs]
+    commands = [[str(word) for word in summary.get("command") or ()] for summary in summaries]
+    shared = set.intersection(*map(set, commands)) if len(runs) > 1 else set()
+    for run, summary, command in zip(runs, summaries, commands, strict=True):
         table.add_row(
-            run.path.name,
+            " ".join(word for word in command if word not in shared),
             str(summary.get("status", "unknown")),
             str(summary.get("step", "")),
-            _first_score(summary),
+            _score(summary, objective),
             f"{summary.get('seconds', 0):.0f}",
+            f"*{run.path.name[-DIGEST_LENGTH:]}",
         )
     Console().print(table)
 
 
-def _first_score(summary: dict[str, Any]) -> str:
-    """The final value of the first score the job was told to compute."""
+def _score(summary: dict[str, Any], objective: str | None) -> str:
+    """The final value of the objective, else of the first score the job was told to compute."""
     scores = summary.get("final") or {}
-    return next((f"{key.removeprefix('eval/')} {value:.4g}" for key, value in scores.items()), "")
+    key = objective if objective in scores else next(iter(scores), None)
+    return "" if key is None else f"{key.removeprefix('eval/')} {scores[key]:.4g}"
 
 
-def _write_report(sweep_dir: Path) -> None:
+def _write_report(sweep_dir: Path, tracker: Any) -> None:
     from relgan.report import write_report
 
     try:
-        log.info("comparison page: %s", write_report([sweep_dir], sweep_dir))
+        page = write_report([sweep_dir], sweep_dir)
     except (OSError, RelganError) as error:
         log.warning("no comparison page: %s", error)
+        return
+    log.info("comparison page: %s", page)
+    if tracker.name == "wandb" and tracker.artifacts:
+        from relgan.tracking import wandb
+
+        run = wandb.start(tracker, run_dir=sweep_dir, group=sweep_dir.name, job_type="report", tags=[], options={})
+        if run is not None:
+            run.send("report", [page, page.with_name("results.csv")])
+            run.close(0)

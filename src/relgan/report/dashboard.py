@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from relgan.config import RelganError
+from relgan.metrics.direction import direction
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
@@ -44,7 +45,13 @@ def build_workspace(entity: str, project: str) -> ws.Workspace:
         )
 
     bars: list[Any] = [
-        BarPlot(title=title, metrics=[key], groupby_aggfunc="mean", groupby_rangefunc="stddev")
+        # The summary of a score is its best, by the name of the direction, and its last.
+        BarPlot(
+            title=f"{title}, best",
+            metrics=[f"{key}.{direction(key)}"],
+            groupby_aggfunc="mean",
+            groupby_rangefunc="stddev",
+        )
         for key, title in SCORES.items()
     ]
     critic: list[Any] = [curves(title, *keys) for title, keys in CRITIC.items()]

@@ -68,8 +68,8 @@ class Page:
     def boards(self) -> list[Board]:
         return [self.comparison.board(key) for key in self.comparison.score_keys()]
 
-    def ended(self, variant: str) -> list[tuple[str, int]]:
-        return count_statuses(self.comparison.of(variant))
+    def ended(self, variant: str, dataset: str | None = None) -> list[tuple[str, int]]:
+        return count_statuses(self.comparison.of(variant, dataset))
 
     def facts(self, column: Column) -> str:
         """How the column's numbers were made, in a few words."""

@@ -1,0 +1,80 @@
+"""Worker processes of the joblib launcher: which GPU each one has, and how Ctrl-C reaches them all."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger("relgan")
+
+_asked: int | None = None
+_slot: FileLock | None = None
+
+
+def asked_to_stop() -> int | None:
+    """Number of the signal after which this process starts no more jobs; None before it."""
+    return _asked
+
+
+def is_worker() -> bool:
+    """Whether joblib started this process, which nobody's terminal speaks to."""
+    return multiprocessing.current_process().name.startswith("LokyProcess")
+
+
+def stop(number: int, frame: FrameType | None = None) -> None:
+    """Start no more jobs, and have the workers save and stop; asked twice, stop at once."""
+    global _asked
+    if _asked is not None and not is_worker():
+        raise KeyboardInterrupt
+    _asked = number
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+
+
+def lead() -> None:
+    """In the process that starts the workers: pass Ctrl-C and SIGTERM on to them."""
+    global _asked
+    _asked = None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+def enter(sweep_dir: Path) -> None:
+    """In a worker, before its first job: take a slot among the workers and, where there are GPUs, one of them."""
+    global _slot
+    if _slot is not None or not is_worker():
+        return
+    # A terminal sends Ctrl-C to everyone; workers hear of it from the process that started them, once.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGTERM, stop)
+    # The lock lasts as long as the process, so that a new worker takes the slot of one that has gone.
+    for number in itertools.count():
+        lock = FileLock(sweep_dir / f".worker-{number}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        break
+    _slot = lock
+    if gpu := _gpu(number):
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        log.info("worker %d of the sweep has GPU %s", number, gpu)
+
+
+def _gpu(number: int) -> str | None:
+    """The GPU of the worker of this number; it must be asked for before anything has used CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        import torch
+
+        gpus = [str(index) for index in range(torch.cuda.device_count())]
+    else:
+        gpus = [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    return gpus[number % len(gpus)] if gpus else None

@@ -1,0 +1,221 @@
+"""conf/experiment and conf/sweep against the published settings, written down here on their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from PIL import Image
+
+import tiny
+from relgan.build import build_run
+from relgan.cli import app
+from relgan.config import Config, LossConfig
+from relgan.training.loop import Outcome, train
+
+CONF = app.conf_dir()
+
+
+class Setup(NamedTuple):
+    """One line of the published tables."""
+
+    dataset: str
+    size: int
+    lr: float
+    betas: tuple[float, float]
+    n_critic: int
+    network: str
+    width: int
+    spectral_norm: bool
+    losses: str
+    name: str | None = None
+    batch: int = 32
+    norm: str = "batch"
+    activation: str = "default"
+    pack: int = 1
+    fid_every: int = 10_000
+    fid_images: int = 50_000
+
+
+EIGHT = "sgan lsgan wgan_gp hinge rsgan rasgan ralsgan rahinge"
+DCGAN = (2e-4, (0.5, 0.999), 1, "dcgan")
+PUBLISHED = {
+    "cifar10_stable_a": Setup(
+        *("cifar10", 32, 2e-4, (0.5, 0.999), 1, "cnn32", 64, True),
+        losses=f"{EIGHT} rsgan_gp rasgan_gp",
+        fid_every=50_000,
+    ),
+    "cifar10_stable_b": Setup(
+        *("cifar10", 32, 1e-4, (0.5, 0.9), 5, "cnn32", 64, True), losses=f"{EIGHT} rsgan_gp", fid_every=50_000
+    ),
+    "cifar10_unstable_lr": Setup("cifar10", 32, 1e-3, (0.5, 0.999), 1, "cnn32", 64, False, EIGHT),
+    "cifar10_unstable_betas": Setup("cifar10", 32, 1e-4, (0.9, 0.9), 1, "cnn32", 64, False, EIGHT),
+    "cifar10_unstable_nobn": Setup("cifar10", 32, 1e-4, (0.5, 0.999), 1, "cnn32", 64, False, EIGHT, norm="none"),
+    "cifar10_unstable_tanh": Setup("cifar10", 32, 1e-4, (0.5, 0.999), 1, "cnn32", 64, False, EIGHT, activation="tanh"),
+    "cat64": Setup(
+        *("cat", 64, *DCGAN, 64, False),
+        losses="hinge rsgan rasgan ralsgan rahinge rsgan_gp rasgan_gp",
+        fid_images=10_000,
+    ),
+    "cat64_batch64": Setup("cat", 64, *DCGAN, 64, False, "sgan lsgan", "cat64", batch=64, fid_images=10_000),
+    "cat128": Setup("cat", 128, *DCGAN, 64, False, "sgan lsgan rsgan rasgan ralsgan", fid_images=10_000),
+    "cat256": Setup("cat", 256, *DCGAN, 32, False, "sgan lsgan wgan_gp rsgan rasgan ralsgan", pack=2, fid_images=2_000),
+    "cat256_sn": Setup("cat", 256, *DCGAN, 32, True, "sgan", "cat256", pack=2, fid_images=2_000),
+}
+OTHERS = {"celeba64", "generator_terms", "stacked"}
+GRADIENT_PENALTY = {"wgan_gp", "rsgan_gp", "rasgan_gp"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _conf() -> Iterator[None]:
+    app.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def compose(*overrides: str) -> Config:
+    return app.to_config(hydra.compose("config", list(overrides)))
+
+
+def swept(sweep: str) -> dict[str, Any]:
+    """The values a one-word sweep runs over; that its file takes the experiment of its name, and nothing else."""
+    node = OmegaConf.to_container(OmegaConf.load(CONF / "sweep" / f"{sweep}.yaml"))
+    assert isinstance(node, dict)
+    params = node["hydra"]["sweeper"].pop("params")
+    assert node == {
+        "defaults": [{"override /experiment": sweep}],
+        "hydra": {"mode": "MULTIRUN", "sweeper": {}},
+    }
+    return dict(params)
+
+
+def test_every_file_is_in_the_tables_and_has_its_sweep() -> None:
+    names = set(PUBLISHED) | OTHERS
+    assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == names
+    assert {path.stem for path in (CONF / "sweep").glob("*.yaml")} == names
+
+
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_the_published_numbers(experiment: str) -> None:
+    setup = PUBLISHED[experiment]
+    config = compose(f"experiment={experiment}")
+    data, model, optimizer = config.dataset, config.model, config.optimizer
+    train, metrics = config.train, config.metrics
+    assert config.name == (setup.name or experiment)
+    assert config.seed == 1
+    assert (data.name, data.image_size, data.sampling, data.hflip) == (setup.dataset, setup.size, "independent", False)
+    assert data.num_images is None
+    assert data.split == ("train" if setup.dataset == "cifar10" else "all")
+    assert (model.name, model.width, model.latent_dim) == (setup.network, setup.width, 128)
+    assert (model.spectral_norm, model.generator_spectral_norm) == (setup.spectral_norm, False)
+    assert (model.norm, model.activation, model.pack) == (setup.norm, setup.activation, setup.pack)
+    assert model.upsample == "transposed"
+    assert (optimizer.name, optimizer.lr_g, optimizer.lr_d) == ("adam", setup.lr, setup.lr)
+    assert (tuple(optimizer.betas), optimizer.eps, optimizer.decay) == (setup.betas, 1e-8, 0)
+    assert optimizer.n_critic == setup.n_critic
+    assert (train.iterations, train.epochs, train.batch_size) == (100_000, None, setup.batch)
+    assert train.redraw_real
+    assert set(metrics.scores) >= {"fid"}
+    assert (metrics.every, metrics.num_images, metrics.reference_images) == (setup.fid_every, setup.fid_images, None)
+    assert (metrics.extractor, metrics.precision) == ("inception", "fp32")
+    assert (metrics.generator, metrics.generator_mode, metrics.batch_size) == ("raw", "train", 100)
+
+
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_its_sweep_runs_over_the_published_losses(experiment: str) -> None:
+    params = swept(experiment)
+    assert set(params) == {"loss"}
+    assert params["loss"].split(",") == PUBLISHED[experiment].losses.split()
+
+
+def test_a_sweep_is_its_experiment_over_losses_with_their_penalties() -> None:
+    node = hydra.compose("config", ["sweep=cifar10_stable_b"], return_hydra_config=True)
+    assert node.hydra.mode == RunMode.MULTIRUN
+    assert node.hydra.sweeper.params == swept("cifar10_stable_b")
+    expected = compose("experiment=cifar10_stable_b")
+    for loss in ("lsgan", "wgan_gp", "rsgan_gp"):
+        config = compose("sweep=cifar10_stable_b", f"loss={loss}")
+        penalty = (config.penalty.name, config.penalty.weight)
+        assert penalty == (("gp", 10.0) if loss in GRADIENT_PENALTY else ("none", 0.0))
+        assert config.loss == LossConfig(loss, "both")
+        assert dataclasses.replace(config, loss=expected.loss, penalty=expected.penalty) == expected
+
+
+@pytest.mark.parametrize(("experiment", "epochs"), [("celeba64", 200), ("generator_terms", 10)])
+def test_the_readers_experiments_on_celeba(experiment: str, epochs: int) -> None:
+    config = compose(f"experiment={experiment}")
+    assert (config.name, config.train.iterations, config.train.epochs) == (experiment, None, epochs)
+    assert (config.dataset.name, config.dataset.image_size, config.dataset.num_images) == ("celeba", 64, None)
+    assert config.dataset.split == "all"  # 202,599 faces
+    assert (config.model.name, config.penalty.name) == ("dcgan", "none")
+    assert config.train.sample_every == 0  # grids at 0, ¼, ½, ¾ and the end: epochs 0, 50, 100, 150, 200
+    assert (config.optimizer.lr_g, config.train.batch_size) == (2e-4, 128)
+
+
+def test_what_the_readers_experiments_compare() -> None:
+    assert swept("celeba64") == {"loss": "sgan,rsgan,ragan,ralsgan"}
+    assert swept("generator_terms") == {"loss": "rasgan", "loss.generator_terms": "both,standard,fake"}
+    assert {"rpgan_r1r2", "sgan"} < set(swept("stacked")["loss"].split(","))
+    stacked = compose("experiment=stacked")
+    assert (stacked.dataset.name, stacked.model.name, stacked.loss.name) == ("stacked_mnist", "dcgan", "rpgan_r1r2")
+    assert (stacked.penalty.name, stacked.penalty.weight) == ("r1r2", 1.0)
+    assert "modes" in stacked.metrics.scores
+
+
+def test_the_command_line_has_the_last_word() -> None:
+    config = compose("experiment=cat256", "loss=sgan", "dataset=digits", "model=dcgan", "optimizer.lr_g=7e-7")
+    assert (config.loss.name, config.dataset.name, config.optimizer.lr_g) == ("sgan", "digits", 7e-7)
+
+
+@pytest.mark.parametrize("experiment", [*PUBLISHED, *sorted(OTHERS)])
+def test_smoke_makes_any_of_them_small(experiment: str) -> None:
+    small = compose(f"experiment={experiment}", "scale=smoke")
+    assert small.train.iterations is not None
+    assert small.train.iterations * small.train.batch_size * small.optimizer.n_critic <= 320
+    assert max(small.model.width, small.model.latent_dim, small.metrics.num_images) <= 16
+    assert small.name == "smoke"  # not among the real runs
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty pictures of noise, as large as the largest experiment wants them."""
+    path = tmp_path_factory.mktemp("photos") / "photos.zip"
+    noise = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(20):
+            picture = Image.fromarray(noise.integers(0, 256, (256, 256, 3), np.uint8))
+            with archive.open(f"{number:02d}.png", "w") as file:
+                picture.save(file, "PNG", compress_level=1)
+    return path
+
+
+QUICK = ("cifar10_stable_a", "cat64", "generator_terms")
+EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in [*PUBLISHED, *sorted(OTHERS)]]
+
+
+@pytest.mark.parametrize("experiment", EVERY)
+def test_smoke_really_runs(experiment: str, photos: Path, tmp_path: Path) -> None:
+    """`make smoke` runs them all, scored by the feature network whose weights need no download."""
+    torch.set_num_threads(1)
+    data = ["dataset=folder", f"dataset.path={photos}"]
+    if experiment == "stacked":
+        data = ["dataset=stacked_digits", "dataset.num_images=64"]
+    judge = "digits" if experiment == "stacked" else "efficientnet_lite0"
+    scores = ["metrics=none"] if experiment in QUICK else [f"metrics.extractor={judge}"]
+    config = compose(f"experiment={experiment}", "scale=smoke", "tracker=none", "device=cpu", *data, *scores)
+    assert train(build_run(config, tmp_path / "run")) == Outcome("finished", 0)
+    assert [line["step"] for line in tiny.records(tmp_path / "run") if line["kind"] == "train"] == [1, 2, 3, 4]
+    summary = tiny.summary(tmp_path / "run")
+    assert (summary["step"], bool(summary["final"])) == (4, experiment not in QUICK)
+    size = config.dataset.image_size
+    with Image.open(tmp_path / "run" / "samples" / "step_00000004.png") as grid:
+        assert min(grid.size) >= 2 * size
