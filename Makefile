@@ -58,8 +58,9 @@ MINUTES ?= 20
 soak: setup ## train and score for 20 minutes and watch memory, open files and speed (MINUTES=5)
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
-gpu-check: setup ## on a CUDA machine: its tests and a CIFAR-10 training (IMAGES=cifar10.zip)
+gpu-check: setup ## on a CUDA machine: its tests, the step's benchmark and a CIFAR-10 training (IMAGES=cifar10.zip)
 	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks.step --rounds 50
 	$(BIN)/relgan-train device=cuda name=gpu-check model=cnn32 loss=ralsgan dataset=folder dataset.path=$(IMAGES) \
 	    dataset.image_size=32 train.batch_size=32 train.iterations=50000 metrics.every=10000
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.textbook import GP_WEIGHT, LATENT, R1R2_WEIGHT, WIDTH, Textbook
-from benchmarks.timing import Prepare, interleave, peak_memory, speedup
+from benchmarks.timing import Measured, Prepare, interleave, peak_memory, speedup
 from relgan.config import ModelConfig, OptimizerConfig, PenaltyConfig
 from relgan.data.sampler import Batches, Sampler
 from relgan.data.store import PackedStore
@@ -130,9 +130,8 @@ def matmul_rate(device: torch.device) -> float:
     return 2 * 2048**3 / statistics.median(seconds)
 
 
-def contestants(network: str, loss: str, device: torch.device) -> dict[str, Prepare]:
+def contestants(network: str, loss: str, engines: list[str], device: torch.device) -> dict[str, Prepare]:
     precisions = ["fp32", *(["bf16"] if has_bf16_units(device) else [])]
-    engines = ["eager", *(["cudagraph"] if device.type == "cuda" else [])]
     found: dict[str, Prepare] = {"textbook, fp32": partial(prepare_textbook, network, loss, device.type)}
     for precision in precisions:
         for engine in engines:
@@ -146,30 +145,35 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timed iterations of each (default: %(default)s)")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
-    arguments = parser.parse_args()
     device = choose_device("auto")
+    engines = ["eager", *(["cudagraph"] if device.type == "cuda" else [])]
+    parser.add_argument("--engines", nargs="+", choices=("eager", "compiled", "cudagraph"), default=engines)
+    arguments = parser.parse_args()
     if not has_bf16_units(device):
         print(f"This {device.type} has no bf16 units; comparing in fp32 only.")
     columns = ("", "images/s", "times the textbook", "peak memory", "share of matmul rate")
     table = Table(*columns, title=f"one iteration on {device.type}, {torch.get_num_threads()} threads")
     for network in arguments.networks:
         for loss in arguments.losses:
-            measured = interleave(
-                contestants(network, loss, device), rounds=arguments.rounds, warmup=2, facts=peak_memory
-            )
-            rate, work = matmul_rate(device), flops(network, loss)
-            textbook = next(iter(measured.values()))
-            table.add_section()
-            for name, one in measured.items():
-                middle = statistics.median(one.seconds)
-                table.add_row(
-                    f"{network}, {loss}, batch {NETWORKS[network].batch}: {name}",
-                    f"{NETWORKS[network].batch / middle:.1f}",
-                    f"{speedup(textbook.seconds, one.seconds):.2f}×",
-                    f"{one.fact / 1e9:.2f} GB",
-                    f"{work / middle / rate:.0%}",
-                )
+            chosen = contestants(network, loss, arguments.engines, device)
+            measured = interleave(chosen, rounds=arguments.rounds, warmup=2, facts=peak_memory)
+            add_rows(table, network, loss, measured, device)
     Console(width=120).print(table)
+
+
+def add_rows(table: Table, network: str, loss: str, measured: dict[str, Measured], device: torch.device) -> None:
+    rate, work, batch = matmul_rate(device), flops(network, loss), NETWORKS[network].batch
+    textbook = next(iter(measured.values()))
+    table.add_section()
+    for name, one in measured.items():
+        middle = statistics.median(one.seconds)
+        table.add_row(
+            f"{network}, {loss}, batch {batch}: {name}",
+            f"{batch / middle:.1f}",
+            f"{speedup(textbook.seconds, one.seconds):.2f}×",
+            f"{one.fact / 1e9:.2f} GB",
+            f"{work / middle / rate:.0%}",
+        )
 
 
 if __name__ == "__main__":

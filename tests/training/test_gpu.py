@@ -11,6 +11,8 @@ from relgan.config import ModelConfig, OptimizerConfig, PenaltyConfig
 from relgan.losses import get_loss
 from relgan.networks import build_networks
 from relgan.penalties import build_penalty
+from relgan.training.engine import build_iteration
+from relgan.training.iteration import Eager
 from relgan.training.schedule import build_optimizers
 from relgan.training.step import Precision, Step
 
@@ -61,3 +63,67 @@ def test_divergence_on_cuda_keeps_the_last_good_weights() -> None:
     assert step.diverged.item() == 1
     weights = dict(step.critic.named_parameters())
     assert all(torch.equal(weights[name], before[name]) for name in weights)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize(
+    ("loss", "penalty"),
+    [("sgan", "none"), ("rasgan", "none"), ("rsgan_allpairs", "none"), ("wgan_gp", "gp"), ("rsgan", "r1r2")],
+)
+def test_the_graph_is_the_eager_iteration_step_for_step(loss: str, penalty: str, optimizer: str) -> None:
+    """In fp32, two critic updates per iteration, spectral norm; Adam would blow rounding up to whole steps of lr."""
+    numbers: dict[str, list[list[float]]] = {}
+    for engine in ("eager", "cudagraph"):
+        torch.manual_seed(0)
+        networks = build_networks(ModelConfig(width=8, latent_dim=16, spectral_norm=True), 32, 3)
+        for network in networks:
+            network.to("cuda", memory_format=torch.channels_last)
+        options = OptimizerConfig(name=optimizer, lr_g=1e-5, lr_d=1e-5)
+        optimizer_g, optimizer_d = build_optimizers(options, *networks, captured=engine == "cudagraph")
+        step = Step(
+            generator=networks[0],
+            critic=networks[1],
+            loss=get_loss(loss),
+            penalty=build_penalty(PenaltyConfig(name=penalty, weight=0.0 if penalty == "none" else 1.0)),
+            optimizer_g=optimizer_g,
+            optimizer_d=optimizer_d,
+            precision=Precision(torch.device("cuda"), "fp32"),
+        )
+        eager = Eager(step, lambda: torch.randn(8, 16, device="cuda"))
+        random = torch.Generator("cuda").manual_seed(1)
+
+        def reals(random: torch.Generator = random) -> list[torch.Tensor]:
+            return [2 * torch.rand(8, 3, 32, 32, device="cuda", generator=random) - 1 for _ in range(3)]
+
+        torch.manual_seed(2)
+        iteration = build_iteration(engine, eager, [torch.zeros(8, 3, 32, 32, device="cuda")] * 3, chosen_by_user=True)
+        numbers[engine] = []
+        for _ in range(6):
+            critic, generator = iteration(reals())
+            values = (critic.loss, critic.penalty, critic.grad_norm, generator.loss, generator.grad_norm)
+            numbers[engine].append([value.item() for value in values])
+    for got, want in zip(numbers["cudagraph"], numbers["eager"], strict=True):
+        assert got == pytest.approx(want, rel=1e-3, abs=1e-5)
+
+
+def test_a_graph_masks_what_is_not_finite() -> None:
+    networks = [n.to("cuda") for n in build_networks(ModelConfig(width=8, latent_dim=16), 32, 3)]
+    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(), *networks, captured=True)
+    step = Step(
+        generator=networks[0],
+        critic=networks[1],
+        loss=get_loss("sgan"),
+        penalty=None,
+        optimizer_g=optimizer_g,
+        optimizer_d=optimizer_d,
+        precision=Precision(torch.device("cuda"), "fp32"),
+    )
+    eager = Eager(step, lambda: torch.randn(8, 16, device="cuda"))
+    real = torch.zeros(8, 3, 32, 32, device="cuda")
+    iteration = build_iteration("cudagraph", eager, [real, real], chosen_by_user=True)
+    iteration([real, real])
+    before = [p.detach().clone() for p in step.critic.parameters()]
+    iteration([real * torch.nan, real])
+    iteration([real, real])
+    assert step.diverged.item() == 1
+    assert all(torch.equal(p, q) for p, q in zip(step.critic.parameters(), before, strict=True))

@@ -67,7 +67,8 @@ def choose_engine(name: str, device: torch.device, *, accumulate: int, ranks: in
         None,
     )
     if name == "auto":
-        return "eager" if obstacle else "cudagraph"
+        name = "eager" if obstacle else "cudagraph"
+        log.info("engine: %s (%s)", name, f"a CUDA graph {obstacle}" if obstacle else "one launch per iteration")
     if name == "cudagraph" and obstacle:
         raise ConfigError("engine", f"cudagraph {obstacle} (accepted here: auto, eager, compiled)")
     return name
