@@ -31,7 +31,9 @@ OPTIONS = (
     "metrics.every=100",
 )
 WARM_UP = 0.2
-"""Share of the time in which caches fill and the allocator finds its size."""
+"""Share of the time in which caches fill and the allocator finds its size; at least until the first evaluation between
+updates has come and gone."""
+FEWEST = 30
 MAX_MB_PER_1000 = 5.0
 MAX_NEW_FILES = 0
 MIN_SPEED_RATIO = 0.8
@@ -76,10 +78,14 @@ def speeds(records: list[dict[str, float]]) -> list[float]:
 
 def judge(samples: Samples, records: list[dict[str, float]], started: float) -> list[str]:
     """Print what was measured; returns the bounds that were exceeded."""
+    scored = [started + record["time_s"] for record in records if record["kind"] == "eval" and record["step"] > 0]
     clock = np.array([started + record["time_s"] for record in records if record["kind"] == "train"])
     steps = np.array([record["step"] for record in records if record["kind"] == "train"], dtype=float)
     seconds, memory = np.array(samples.seconds), np.array(samples.rss_mb)
-    warm = (seconds > seconds[0] + WARM_UP * (seconds[-1] - seconds[0])) & (seconds >= clock[0])
+    ready = max(seconds[0] + WARM_UP * (seconds[-1] - seconds[0]), min(scored, default=np.inf))
+    warm = seconds > ready
+    if warm.sum() < FEWEST:
+        return [f"too short: {len(scored)} evaluations between updates, {warm.sum()} seconds after the warm-up"]
     growth, error = slope(np.interp(seconds[warm], clock, steps), memory[warm])
     files = np.array(samples.files)[warm]
     rates = speeds(records)

@@ -97,4 +97,7 @@ def test_a_soak_notices_what_grows(grows: float, opens: int, slows: float, expec
         }
         for second in seconds[1:]
     ]
-    assert judge(samples, records, 1000.0) == expected
+    scored: dict[str, Any] = {"kind": "eval", "step": 100, "time_s": 2.0}
+    assert judge(samples, [*records, scored], 1000.0) == expected
+    (short,) = judge(samples, records, 1000.0)
+    assert "too short" in short
