@@ -11,7 +11,11 @@ import pytest
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache directory for the whole session, for what is costly to make (the digits classifier)."""
-    return tmp_path_factory.mktemp("cache")
+    base = tmp_path_factory.getbasetemp()
+    # One for all workers of pytest-xdist.
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-cache"
+    path.mkdir(exist_ok=True)
+    return path
 
 
 @pytest.fixture(autouse=True)
