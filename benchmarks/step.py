@@ -14,12 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks.textbook import GP_WEIGHT, LATENT, R1R2_WEIGHT, WIDTH, Textbook
 from benchmarks.timing import Measured, Prepare, interleave, peak_memory, speedup
@@ -108,15 +110,28 @@ def prepare_relgan(network: str, loss: str, precision: str, engine: str, device_
     return finished(iterate, device)
 
 
+class FlopCounter(TorchDispatchMode):
+    """torch's own counter follows modules, too, which fails inside autograd.grad."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def flops(network: str, loss: str) -> int:
     """Floating-point operations of the textbook's iteration."""
     textbook, found = Textbook(network, loss, [], 1), NETWORKS[network]
     real, z = torch.zeros(1, 3, found.image_size, found.image_size), torch.randn(1, LATENT)
-    # One image is no batch for batch norm's statistics of a 1×1 map, of which these networks have none.
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         textbook.update_critic(real, z)
         textbook.update_generator(real, z)
-    return counter.get_total_flops() * found.batch
+    return counter.total * found.batch
 
 
 def matmul_rate(device: torch.device) -> float:

@@ -70,6 +70,8 @@ def build_run(
     device = choose_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
+    # Batches have one size, so looking once for the fastest convolutions pays.
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     store = prepare(config.dataset)
     engine = choose_engine(config.engine, device, accumulate=config.train.accumulate, ranks=world_size())
     state, step = _build_training(config, store, device, captured=engine == "cudagraph")

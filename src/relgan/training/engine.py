@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -91,8 +92,11 @@ def build_iteration(name: str, eager: Eager, reals: Sequence[Tensor], *, chosen_
     if name != "cudagraph":
         return eager
     try:
-        captured = Captured(eager, reals)
-        problem = None if agree(eager, captured, step, reals) else "its first iteration differs from eager's"
+        with warnings.catch_warnings():
+            # The warm-up and the comparison run eagerly what is made for a graph.
+            warnings.filterwarnings("ignore", message=".*capturable=True")
+            captured = Captured(eager, reals)
+            problem = None if agree(eager, captured, step, reals) else "its first iteration differs from eager's"
     except RuntimeError as error:
         problem = str(error).splitlines()[0]
     if problem is None:
