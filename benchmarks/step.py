@@ -101,7 +101,7 @@ def prepare_relgan(network: str, loss: str, precision: str, engine: str, device_
     batches = Batches(store, Sampler(NUM_IMAGES, found.batch, "epoch", seed=0), device, hflip=False)
     ema = EMA(step.generator, 0.999)
     eager = Eager(step, lambda: torch.randn(found.batch, LATENT, device=device))
-    iteration = build_iteration(engine, eager, [batches.next(), batches.next()], chosen_by_user=True)
+    _, iteration = build_iteration(engine, eager, lambda: [batches.next()] * 2, chosen_by_user=True)
 
     def iterate() -> None:
         iteration([batches.next(), batches.next()])

@@ -13,12 +13,13 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from relgan.config import Config, ConfigError, RelganError, check_batch_size, run_name
+from relgan.config import Config, ConfigError, MetricsConfig, RelganError, check_batch_size, run_name
 from relgan.data import prepare
 from relgan.data.sampler import Batches, Sampler
 from relgan.data.store import PackedStore
-from relgan.distributed import barrier, is_main, own_part, rank, world_size
+from relgan.distributed import is_main, largest, own_part, rank, world_size
 from relgan.losses import get_loss
+from relgan.metrics.direction import direction
 from relgan.networks import build_networks
 from relgan.penalties import build_penalty
 from relgan.rundir import OccupiedError, RunDir, differences, find_checkpoint
@@ -81,11 +82,14 @@ def build_run(
     total = total_iterations(config.train, config.optimizer.n_critic, len(store))
     if state.step > total:
         raise ConfigError("train.iterations", f"the checkpoint is at {state.step} updates already; give more")
+    _check_objective(config.metrics)
     evaluator = _build_evaluator(config, store, device)
     in_place = source is not None and _is_own(source, directory)
     logged = directory.last_logged()
-    # No rank may still be looking for what to continue when rank 0 begins to write.
-    barrier()
+    engine, iteration = _build_iteration(config, engine, step, store.channels)
+    # Together: no rank may still be looking for what to continue when rank 0 begins to write.
+    if (newest := largest(state.step)) != state.step:
+        raise RelganError(f"resume: other ranks continue at update {newest}, this one finds {state.step}")
     lock = _occupy(directory)
     visited = saved is None or bool(saved.get("visited", True))
     if is_main():
@@ -100,7 +104,7 @@ def build_run(
         store=store,
         state=state,
         step=step,
-        iteration=_build_iteration(config, engine, step, store.channels),
+        iteration=iteration,
         engine=engine,
         evaluator=evaluator,
         trackers=_build_trackers(
@@ -180,17 +184,24 @@ def _build_training(
     return state, step
 
 
-def _build_iteration(config: Config, engine: str, step: Step, channels: int) -> Iteration:
+def _build_iteration(config: Config, engine: str, step: Step, channels: int) -> tuple[str, Iteration]:
     count, size, device = config.train.batch_size, config.dataset.image_size, step.precision.device
 
     def latents() -> Tensor:
         """This rank's z ~ N(0, I) from the device's default generator, whose state is in the checkpoint."""
         return own_part(torch.randn(count, config.model.latent_dim, device=device))
 
-    shape = (count // world_size(), channels, size, size)
-    black = torch.full(shape, -1.0, device=device).contiguous(memory_format=torch.channels_last)
-    examples = [black] * (config.optimizer.n_critic + 1)
+    def examples() -> list[Tensor]:
+        shape = (count, channels, size, size)
+        black = torch.full(shape, -1.0, device=device).contiguous(memory_format=torch.channels_last)
+        return [black] * (config.optimizer.n_critic + 1)
+
     return build_iteration(engine, Eager(step, latents), examples, chosen_by_user=config.engine != "auto")
+
+
+def _check_objective(metrics: MetricsConfig) -> None:
+    if metrics.objective is not None and (not metrics.scores or direction(metrics.objective) is None):
+        raise ConfigError("metrics.objective", f"{metrics.objective} is not computed, or is no score with a best value")
 
 
 def _build_evaluator(config: Config, store: PackedStore, device: torch.device) -> Evaluator | None:

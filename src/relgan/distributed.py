@@ -21,8 +21,8 @@ TIMEOUT = timedelta(minutes=10)
 def join() -> None:
     """Join the ranks that torchrun started; one that then waits longer than ``TIMEOUT`` for the others fails."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if (number := int(os.environ["LOCAL_RANK"])) < torch.cuda.device_count():
+        torch.cuda.set_device(number)
     dist.init_process_group(backend, timeout=TIMEOUT)
 
 
@@ -47,12 +47,6 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this process writes files and talks to people."""
     return rank() == 0
-
-
-def barrier() -> None:
-    """Wait for all ranks."""
-    if is_distributed():
-        dist.barrier()
 
 
 def own_part(values: Tensor) -> Tensor:
@@ -84,7 +78,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(tensor, 0)
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, values: Tensor) -> Tensor:
         total = values.clone(memory_format=torch.contiguous_format)
@@ -99,7 +93,7 @@ class _Sum(torch.autograd.Function):
 
 def _sum_over_ranks(values: Tensor) -> Tensor:
     """Differentiable any number of times."""
-    total: Tensor = _Sum.apply(values)
+    total: Tensor = _AllReduce.apply(values)
     return total
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from relgan.config import PENALTY_NAMES, ConfigError, PenaltyConfig
 from relgan.distributed import global_mean, own_part, world_size
 
 
-class Penalty(Protocol):
+class Penalty:
     """A regulariser of the critic: the sum of its :meth:`term` over its :meth:`points`."""
 
     def points(self, real: Tensor, fake: Tensor) -> Sequence[Tensor]:
@@ -32,7 +31,7 @@ class Penalty(Protocol):
         Returns:
             Groups of N images. They depend on the whole batch of all ranks; a term takes any part of a group.
         """
-        ...
+        return ()
 
     def term(self, critic: nn.Module, images: Tensor) -> Tensor:
         """Mean over ``images`` (n, C, H, W), one group of points or a part of it.
@@ -43,15 +42,15 @@ class Penalty(Protocol):
         Returns:
             float32 scalar with a graph to the critic's parameters.
         """
-        ...
+        return torch.zeros((), device=images.device)
 
     def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """The whole of what is added to the critic's loss: float32 scalar; arguments as above."""
-        ...
+        terms = [self.term(critic, images) for images in self.points(real, fake)]
+        return torch.stack(terms).sum() if terms else torch.zeros((), device=real.device)
 
     def after_step(self, critic: nn.Module) -> None:
         """Act on the critic's parameters after its optimizer has stepped."""
-        ...
 
 
 def _input_gradient(critic: nn.Module, images: Tensor) -> Tensor:
@@ -91,23 +90,8 @@ def _global_std(images: Tensor) -> Tensor:
     return variance.sqrt()
 
 
-class _Sum:
-    def points(self, real: Tensor, fake: Tensor) -> Sequence[Tensor]:
-        return ()
-
-    def term(self, critic: nn.Module, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def __call__(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        terms = [self.term(critic, images) for images in self.points(real, fake)]
-        return torch.stack(terms).sum() if terms else torch.zeros((), device=real.device)
-
-    def after_step(self, critic: nn.Module) -> None:
-        """A penalty of the loss leaves the parameters alone."""
-
-
 @dataclass(frozen=True)
-class GradientPenalty(_Sum):
+class GradientPenalty(Penalty):
     """λ·E(‖∇C(x̂)‖₂ − 1)² at x̂ = u·x + (1−u)·G(z), one u ~ U(0, 1) per sample."""
 
     weight: float = 10.0
@@ -122,7 +106,7 @@ class GradientPenalty(_Sum):
 
 
 @dataclass(frozen=True)
-class ZeroCenteredPenalty(_Sum):
+class ZeroCenteredPenalty(Penalty):
     """(γ/2)·E‖∇C‖² at the real images (R1), the fake ones (R2), or the sum of both."""
 
     weight: float = 1.0
@@ -137,7 +121,7 @@ class ZeroCenteredPenalty(_Sum):
 
 
 @dataclass(frozen=True)
-class DraganPenalty(_Sum):
+class DraganPenalty(Penalty):
     """λ·E(‖∇C(x̂)‖₂ − 1)² at x̂ = x + α·½·std(x)·u.
 
     α ~ U(0, 1) is one number per sample, u ~ U(0, 1) one per value, std(x) that of the whole batch.
@@ -154,7 +138,7 @@ class DraganPenalty(_Sum):
 
 
 @dataclass(frozen=True)
-class WeightClipping(_Sum):
+class WeightClipping(Penalty):
     """No term; every parameter of the critic is clamped to [−c, c] after its step."""
 
     bound: float = 0.01

@@ -220,7 +220,10 @@ def _distributed_scores() -> dict[str, float]:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 1024), nn.Tanh(), nn.Unflatten(1, (1, 32, 32)))
     judge = evaluator(scores=["fid", "is", "kid", "precision", "recall"], kid_subsets=3)
-    return judge.evaluate(network)
+    # One batch for two ranks: the second has no images.
+    small = evaluator(scores=["kid"], kid_subsets=3, num_images=20, batch_size=20, kid_subset_size=10)
+    alone = {f"small {key}": value for key, value in small.evaluate(network).items() if key != "eval/seconds"}
+    return judge.evaluate(network) | alone
 
 
 @pytest.mark.slow

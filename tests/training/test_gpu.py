@@ -40,6 +40,7 @@ def _step(device: str, networks: tuple[torch.nn.Module, torch.nn.Module], loss: 
 def test_cuda_equals_cpu_in_fp32(loss: str, penalty: str) -> None:
     """The same updates from the same weights, images and latents, within float32's rounding."""
     torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False
     networks = build_networks(ModelConfig(name="dcgan", width=8, latent_dim=16), 32, 3)
     options = PenaltyConfig(name=penalty, weight=0.0 if penalty == "none" else 1.0)
     steps = {device: _step(device, networks, loss, options) for device in ("cpu", "cuda")}
@@ -73,6 +74,8 @@ def test_divergence_on_cuda_keeps_the_last_good_weights() -> None:
 def test_the_graph_is_the_eager_iteration_step_for_step(loss: str, penalty: str, optimizer: str) -> None:
     """In fp32, two critic updates per iteration, spectral norm; Adam would blow rounding up to whole steps of lr."""
     numbers: dict[str, list[list[float]]] = {}
+    weights: dict[str, list[torch.Tensor]] = {}
+    torch.backends.cudnn.allow_tf32 = False
     for engine in ("eager", "cudagraph"):
         torch.manual_seed(0)
         networks = build_networks(ModelConfig(width=8, latent_dim=16, spectral_norm=True), 32, 3)
@@ -96,12 +99,16 @@ def test_the_graph_is_the_eager_iteration_step_for_step(loss: str, penalty: str,
             return [2 * torch.rand(8, 3, 32, 32, device="cuda", generator=random) - 1 for _ in range(3)]
 
         torch.manual_seed(2)
-        iteration = build_iteration(engine, eager, [torch.zeros(8, 3, 32, 32, device="cuda")] * 3, chosen_by_user=True)
+        black = torch.full((8, 3, 32, 32), -1.0, device="cuda")
+        _, iteration = build_iteration(engine, eager, lambda black=black: [black] * 3, chosen_by_user=True)
         numbers[engine] = []
         for _ in range(6):
             critic, generator = iteration(reals())
             values = (critic.loss, critic.penalty, critic.grad_norm, generator.loss, generator.grad_norm)
             numbers[engine].append([value.item() for value in values])
+        weights[engine] = [p.detach() for network in networks for p in network.parameters()]
+    for graph, plain in zip(weights["cudagraph"], weights["eager"], strict=True):
+        torch.testing.assert_close(graph, plain, rtol=1e-3, atol=1e-5)
     for got, want in zip(numbers["cudagraph"], numbers["eager"], strict=True):
         assert got == pytest.approx(want, rel=1e-3, abs=1e-5)
 
@@ -120,7 +127,7 @@ def test_a_graph_masks_what_is_not_finite() -> None:
     )
     eager = Eager(step, lambda: torch.randn(8, 16, device="cuda"))
     real = torch.zeros(8, 3, 32, 32, device="cuda")
-    iteration = build_iteration("cudagraph", eager, [real, real], chosen_by_user=True)
+    _, iteration = build_iteration("cudagraph", eager, lambda: [real, real], chosen_by_user=True)
     iteration([real, real])
     before = [p.detach().clone() for p in step.critic.parameters()]
     iteration([real * torch.nan, real])

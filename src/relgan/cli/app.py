@@ -171,7 +171,7 @@ def ranks() -> Iterator[None]:
     os.environ[STARTED] = distributed.from_main(f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     if not distributed.is_main():
         # Beside the other overrides, which argparse wants in one piece.
-        place = next((i for i, word in enumerate(sys.argv) if i and "=" in word), len(sys.argv))
+        place = next((i for i, word in enumerate(sys.argv) if i and "=" in word and word[0] != "-"), len(sys.argv))
         sys.argv.insert(place, "hydra/job_logging=rank")
     yield
     distributed.leave()

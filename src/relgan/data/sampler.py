@@ -41,31 +41,31 @@ class Sampler:
         self, num_images: int, batch_size: int, sampling: str, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.num_images, self.batch_size, self.sampling, self.seed = num_images, batch_size, sampling, seed
-        self._global_batch = batch_size * world_size
-        self._part = slice(rank * batch_size, (rank + 1) * batch_size)
+        self.global_batch = batch_size * world_size
+        self.part = slice(rank * batch_size, (rank + 1) * batch_size)
         self.drawn = 0
         self._permutation: tuple[int, np.ndarray[Any, Any]] | None = None
-        if self._global_batch > num_images:
+        if self.global_batch > num_images:
             raise ConfigError(
                 "train.batch_size",
-                f"{self._global_batch} is more than the {num_images} images of the data set",
+                f"{self.global_batch} is more than the {num_images} images of the data set",
             )
 
     def next(self) -> Tensor:
         """The next indices: int64 (batch_size,)."""
         draw = self._independent if self.sampling == "independent" else self._from_epochs
-        indices = draw()[self._part]
-        self.drawn += self._global_batch
+        indices = draw()[self.part]
+        self.drawn += self.global_batch
         return torch.from_numpy(indices)
 
     def _independent(self) -> np.ndarray[Any, Any]:
         generator = np.random.default_rng([self.seed, self.drawn])
-        return generator.choice(self.num_images, self._global_batch, replace=False)
+        return generator.choice(self.num_images, self.global_batch, replace=False)
 
     def _from_epochs(self) -> np.ndarray[Any, Any]:
         epoch, start = divmod(self.drawn, self.num_images)
-        indices = self._epoch(epoch)[start : start + self._global_batch]
-        missing = self._global_batch - len(indices)
+        indices = self._epoch(epoch)[start : start + self.global_batch]
+        missing = self.global_batch - len(indices)
         return np.concatenate([indices, self._epoch(epoch + 1)[:missing]]) if missing else indices.copy()
 
     def _epoch(self, epoch: int) -> np.ndarray[Any, Any]:
@@ -112,13 +112,14 @@ class Batches:
             images = torch.from_numpy(self._host[indices.numpy()])
             images = self._sent(images)
         if self.hflip:
-            images = self._mirror_some(images, indices, position)
+            images = self._mirror_some(images, position)
         return to_float(images.permute(0, 3, 1, 2))
 
-    def _mirror_some(self, images: Tensor, indices: Tensor, position: int) -> Tensor:
-        # Seeded by position and first index: reproducible after a resume, and different on every rank.
-        generator = np.random.default_rng([self.sampler.seed, position, int(indices[0]), _FLIP_STREAM])
-        chosen = self._sent(torch.from_numpy(np.flatnonzero(generator.random(len(indices)) < 0.5)))
+    def _mirror_some(self, images: Tensor, position: int) -> Tensor:
+        # Seeded by the position: reproducible after a resume, and the same however many ranks share the batch.
+        generator = np.random.default_rng([self.sampler.seed, position, _FLIP_STREAM])
+        coins = generator.random(self.sampler.global_batch)[self.sampler.part]
+        chosen = self._sent(torch.from_numpy(np.flatnonzero(coins < 0.5)))
         return images.index_copy_(0, chosen, images.index_select(0, chosen).flip(2))
 
     def _sent(self, values: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from relgan.metrics.panel import COMPARING, KEEPING, Panel
 from relgan.metrics.perceptual import Diversity
 from relgan.metrics.reference import Images, ReferenceStatistics, StoreImages, reference_statistics
 from relgan.metrics.scores import nearest
-from relgan.networks.sampling import sample_images
+from relgan.networks.sampling import UNSCORABLE, sample_images
 
 _FEATURE_SCORES = COMPARING | {"is"}
 _NEEDS_EXTRACTOR = _FEATURE_SCORES | {"neighbours"}
@@ -137,16 +137,16 @@ class Evaluator:
     @torch.no_grad()
     def score(self, batches: Iterable[tuple[int, Tensor]]) -> dict[str, float]:
         """Scores of a stream of (position in the whole stream, uint8 images (n, C, H, W)); this rank's part of it."""
-        panels = self._panels  # may first compute the reference, which is not the generator's time
-        started = time.perf_counter()
-        for panel in panels:
-            panel.reset()
-        problem: ValueError | None = None
+        problem: Exception | None = None
         try:
+            panels = self._panels  # may first compute the reference, which is not the generator's time
+            started = time.perf_counter()
+            for panel in panels:
+                panel.reset()
             for start, images in batches:
                 for panel in panels:
                     panel.update(images, start)
-        except ValueError as error:
+        except UNSCORABLE as error:
             problem = error
         # Together, because ranks that went on would wait for the others' statistics.
         if largest(problem is not None):

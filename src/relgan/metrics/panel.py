@@ -49,7 +49,7 @@ class Panel:
         if "is" in scores:
             self._add("marginals", ClassMarginals(extractor.num_classes, images, config.splits), images)
         if KEEPING & set(scores):
-            self._add("bank", FeatureBank(), images)
+            self._add("bank", FeatureBank(extractor.num_features), images)
         if "modes" in scores:
             self._add("modes", ModeHistogram(extractor.num_classes), config.modes_images)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from typing import Any
 
@@ -76,6 +77,8 @@ class Diversity:
 
     def reset(self) -> None:
         self._mean.reset()
+        # A rank without pairs takes part in the mean, too.
+        self._mean.update(torch.zeros(0))
 
     @torch.no_grad()
     def update(self, images: Tensor, start: int) -> None:
@@ -88,8 +91,8 @@ class Diversity:
 
     def compute(self) -> dict[str, float]:
         """Mean and standard error; empty, with a warning, where there was no pair."""
-        if not int(self._mean.count):
+        score = self._mean.compute()
+        if math.isnan(score.mean):
             log.warning("lpips_diversity needs at least two images")
             return {}
-        score = self._mean.compute()
         return {"eval/lpips_diversity": score.mean, "eval/lpips_diversity_se": score.std}

@@ -118,7 +118,7 @@ def _compute(
 ) -> tuple[Reference, Tensor | None]:
     log.info("computing %s statistics of %d real images (once, then cached)", extractor.name, len(indices))
     moments = FeatureMoments(extractor.num_features).to(extractor.home)
-    rows = FeatureBank()
+    rows = FeatureBank(extractor.num_features)
     seen = 0
     for batch in images.batches(indices, batch_size):
         features, _ = extractor(batch)

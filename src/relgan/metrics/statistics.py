@@ -103,10 +103,18 @@ class FeatureBank(Metric):
     features: list[Tensor]
     index: list[Tensor]
 
-    def __init__(self) -> None:
+    def __init__(self, num_features: int) -> None:
         super().__init__()
+        self.num_features = num_features
         self.add_state("features", [], dist_reduce_fx="cat")
         self.add_state("index", [], dist_reduce_fx="cat")
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        super().reset()
+        # A rank without images has rows to send, too: none, of the right width and type.
+        index = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.update(torch.zeros(0, self.num_features, device=self.device), index)
 
     def update(self, features: Tensor, index: Tensor) -> None:
         """Keep features (N, F) of the images at positions index (N,)."""

@@ -8,8 +8,12 @@ from collections.abc import Generator, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from relgan.config import RelganError
 from relgan.images import to_uint8
 from relgan.networks.blocks import local_batch_norm
+
+# What can go wrong with samples and their scores and is no reason to stop training.
+UNSCORABLE = (ValueError, RelganError, OSError, torch.OutOfMemoryError)
 
 _SLACK = 1e-2  # rounding of bfloat16; anything more is a missing tanh or clamp
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,8 +30,13 @@ def choose_device(name: str) -> torch.device:
     elif not available[name]:
         present = ", ".join(kind for kind, there in available.items() if there)
         raise ConfigError("device", f"{name} is not available on this machine (accepted here: auto, {present})")
+    if name != "cuda":
+        return torch.device(name)
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        raise ConfigError("device", f"there are {count} GPUs for {number + 1} or more ranks; start fewer, or use cpu")
     # The one that this rank has chosen (relgan.distributed.join).
-    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+    return torch.device(name, torch.cuda.current_device())
 
 
 def has_bf16_units(device: torch.device) -> bool:
@@ -43,7 +49,8 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """``auto``: bf16 where the device has units for it, else fp32."""
+    """``auto``: bf16 where the device has units for it, else fp32, which TF32 is not."""
+    torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         name = "bf16" if has_bf16_units(device) else "fp32"
     return Precision(device, name)
@@ -75,11 +82,13 @@ def choose_engine(name: str, device: torch.device, *, accumulate: int, ranks: in
     return name
 
 
-def build_iteration(name: str, eager: Eager, reals: Sequence[Tensor], *, chosen_by_user: bool) -> Iteration:
-    """The iteration in the form that :func:`choose_engine` named.
+def build_iteration(
+    name: str, eager: Eager, examples: Callable[[], Sequence[Tensor]], *, chosen_by_user: bool
+) -> tuple[str, Iteration]:
+    """The iteration in the form that :func:`choose_engine` named, after the name of the form it really has.
 
     Args:
-        reals: images of the shapes to come, values in [−1, 1].
+        examples: makes images of the shapes to come, values in [−1, 1].
         chosen_by_user: a graph that cannot be recorded, or comes to other numbers, is an error, not a fallback.
 
     Raises:
@@ -90,21 +99,22 @@ def build_iteration(name: str, eager: Eager, reals: Sequence[Tensor], *, chosen_
         # Not the critic itself: penalties differentiate it twice, which compiled code cannot.
         step.generate, step.judge = torch.compile(step.generator), torch.compile(step.critic)
     if name != "cudagraph":
-        return eager
+        return name, eager
+    reals = examples()
     try:
         with warnings.catch_warnings():
             # The warm-up and the comparison run eagerly what is made for a graph.
             warnings.filterwarnings("ignore", message=".*capturable=True")
             captured = Captured(eager, reals)
             problem = None if agree(eager, captured, step, reals) else "its first iteration differs from eager's"
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         problem = str(error).splitlines()[0]
     if problem is None:
-        return captured
+        return name, captured
     if chosen_by_user:
         raise ConfigError("engine", f"cudagraph cannot be used here: {problem} (accepted: auto, eager, compiled)")
-    log.warning("engine eager, because a CUDA graph cannot be used here: %s", problem)
-    return eager
+    log.warning("engine: eager, because a CUDA graph cannot be used here: %s", problem)
+    return "eager", eager
 
 
 def keep_freed_memory() -> None:

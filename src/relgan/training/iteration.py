@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -69,8 +70,10 @@ class Captured:
     def __init__(self, eager: Eager, reals: Sequence[Tensor], capture: Capture[Results] = cuda_graph) -> None:
         self._reals = [real.clone() for real in reals]
         snapshot = Snapshot(eager.step)
-        self._replay, self._results = capture(lambda: eager(self._reals), snapshot.restore)
-        snapshot.restore()
+        try:
+            self._replay, self._results = capture(lambda: eager(self._reals), snapshot.restore)
+        finally:
+            snapshot.restore()
 
     def __call__(self, reals: Sequence[Tensor]) -> Results:
         torch._foreach_copy_(self._reals, list(reals))
@@ -119,12 +122,38 @@ def _set_random_state(step: Step, state: Tensor) -> None:
 
 
 def agree(first: Iteration, second: Iteration, step: Step, reals: Sequence[Tensor]) -> bool:
-    """Whether two ways to run ``step`` come to the same losses and gradient norms from its present state."""
+    """Whether two ways to run ``step`` come to the same losses and gradient norms from its present state.
+
+    Nothing is learnt meanwhile: Adam's first updates are signs, which blow rounding up to whole steps.
+    """
     numbers = []
-    for iteration in (first, second):
-        snapshot = Snapshot(step)
-        critic, generator = iteration(reals)
-        seen = [critic.loss, critic.penalty, critic.grad_norm, generator.loss, generator.grad_norm]
-        numbers.append(torch.stack(seen).clone())
-        snapshot.restore()
-    return torch.allclose(numbers[0], numbers[1], rtol=1e-2, atol=1e-3)
+    with _without_learning(step):
+        for iteration in (first, second):
+            snapshot = Snapshot(step)
+            critic, generator = iteration(reals)
+            seen = [critic.loss, critic.penalty, critic.grad_norm, generator.loss, generator.grad_norm]
+            numbers.append(torch.stack(seen).clone())
+            snapshot.restore()
+    # Two kernels may round bfloat16, of 8 bits, in different orders.
+    return torch.allclose(numbers[0], numbers[1], rtol=5e-2, atol=2e-2, equal_nan=True)
+
+
+@contextlib.contextmanager
+def _without_learning(step: Step) -> Iterator[None]:
+    """Learning rates of 0, in the tensors that a graph reads."""
+    groups = [group for optimizer in (step.optimizer_g, step.optimizer_d) for group in optimizer.param_groups]
+    rates = [float(group["lr"]) for group in groups]
+    try:
+        for group in groups:
+            _set_rate(group, 0.0)
+        yield
+    finally:
+        for group, rate in zip(groups, rates, strict=True):
+            _set_rate(group, rate)
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate

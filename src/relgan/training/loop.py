@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from relgan.config import RelganError
 from relgan.distributed import average, is_main, largest, world_size
+from relgan.networks.sampling import UNSCORABLE
 from relgan.rundir import previous
 from relgan.tracking.console import ProgressBar, training_line
 from relgan.training import checkpoint
@@ -104,6 +104,7 @@ class Loop:
                 if state.step < run.total:
                     self.visit()
         if state.step > 0:
+            state.share_buffers()
             if run.evaluator is not None:
                 # Scores take long and may fail; the end saves again with them.
                 self.save()
@@ -203,7 +204,7 @@ class Loop:
         try:
             with self.signals.inside_networks() if alone else contextlib.nullcontext():
                 scores = self.run.evaluate()
-        except (ValueError, RelganError, OSError, torch.OutOfMemoryError) as error:
+        except UNSCORABLE as error:
             log.warning("no scores at update %d: %s", self.state.step, error)
             return
         if unusable := [key for key, value in scores.items() if not math.isfinite(value)]:

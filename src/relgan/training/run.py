@@ -81,10 +81,18 @@ class Run:
             return {}
         generator = self.averaged if self.config.metrics.generator == "ema" else self.state.generator
         scores = self.evaluator.evaluate(generator)
-        neighbours = self.evaluator.neighbours(generator) if is_main() else None
-        if neighbours is not None:
-            save_png(neighbours, self.dir.samples / f"neighbours_{self.state.step:08d}.png")
+        if is_main():
+            self._save_neighbours(self.evaluator, generator)
         return scores
+
+    def _save_neighbours(self, evaluator: Evaluator, generator: nn.Module) -> None:
+        """The picture that shows memorising, where it was asked for; without it the scores still count."""
+        try:
+            picture = evaluator.neighbours(generator)
+            if picture is not None:
+                save_png(picture, self.dir.samples / f"neighbours_{self.state.step:08d}.png")
+        except (OSError, torch.OutOfMemoryError) as error:
+            log.warning("no picture of neighbours at update %d (%s)", self.state.step, error)
 
     def remember(self, scores: Mapping[str, float]) -> list[Path]:
         """Keep the scores for the summary; returns the checkpoints they deserve by the first that has a direction."""

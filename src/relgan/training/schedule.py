@@ -48,7 +48,10 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Continue from :func:`optimizer_state` of any engine in the manner of this one."""
     own = [{key: group[key] for key in _OWN if key in group} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
+    flags = [{key: value for key, value in group.items() if key not in _OWN[:2]} for group in own]
+    # With them in place, load_state_dict also puts the step counts on the device where this engine wants them.
+    groups = [saved | ours for saved, ours in zip(state["param_groups"], flags, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
     for group, kept, saved in zip(optimizer.param_groups, own, state["param_groups"], strict=True):
         group.update(kept)
         for key in _OWN[:2]:

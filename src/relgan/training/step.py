@@ -113,7 +113,9 @@ class Step:
         finally:
             self.critic.requires_grad_(True)
         grad_norm = self._apply(self.optimizer_g, self.generator, loss)
-        return GeneratorResult(loss, grad_norm, torch.cat(images[-self.accumulate :]))
+        # With several parts, the first of two passes has made them, too.
+        made = images[0] if self.accumulate == 1 else torch.cat(images[-self.accumulate :])
+        return GeneratorResult(loss, grad_norm, made)
 
     def _logits(self, images: Tensor) -> Tensor:
         with self.precision.autocast():
