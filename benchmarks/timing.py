@@ -103,7 +103,7 @@ def show(title: str, measured: Mapping[str, Measured], reference: str) -> None:
     for column in ("", "median", "quartiles", f"times faster than {reference}"):
         table.add_column(column, justify="right" if column else "left")
     for name, one in measured.items():
-        low, middle, high = statistics.quantiles(one.seconds, n=4)
+        low, middle, high = statistics.quantiles(one.seconds, n=4) if len(one.seconds) > 1 else 3 * one.seconds
         table.add_row(
             name,
             f"{1000 * middle:.1f} ms",
