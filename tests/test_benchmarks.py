@@ -25,7 +25,9 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
             ours.copy_(theirs)
 
 
-@pytest.mark.parametrize("loss", ["sgan", "rasgan", "wgan_gp", "rpgan_r1r2"])
+@pytest.mark.parametrize(
+    "loss", ["rasgan", "wgan_gp", *(pytest.param(x, marks=pytest.mark.slow) for x in ("sgan", "rpgan_r1r2"))]
+)
 @pytest.mark.parametrize("network", ["cnn32", "dcgan64"])
 def test_relgans_step_is_the_textbook_step(network: str, loss: str) -> None:
     """From the same weights, images, latents and random numbers to the same weights."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ from relgan.training.schedule import build_optimizers
 from relgan.training.step import Precision, Step
 
 BATCH = 12
+WORLDS = (3, 2)
 SPECTRAL = ModelConfig(width=2, latent_dim=4, norm="none", spectral_norm=True)
 SYNCHRONISED = ModelConfig(width=2, latent_dim=4, sync_batch_norm=True)
 
@@ -106,34 +108,45 @@ def gradients(network: nn.Module) -> list[Tensor]:
     return [p.grad.clone() for p in network.parameters() if p.grad is not None]
 
 
-def rank_main(rank: int, world: int, folder: str) -> None:
+def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    results = [update(setting) for setting in SETTINGS]
-    buffers = [torch.full((2,), float(rank))]
-    broadcast(buffers)
-    torch.save({"updates": results, "broadcast": buffers}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    for world in WORLDS:
+        if rank >= world:
+            continue
+        store = f"file://{folder}/store{world}"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+        results = [update(setting) for setting in SETTINGS]
+        buffers = [torch.full((2,), float(rank))]
+        broadcast(buffers)
+        torch.save({"updates": results, "broadcast": buffers}, f"{folder}/{rank} of {world}.pt")
+        torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[object]]]:
-    world = request.param
+Rank = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Rank]]:
+    """What each rank of each world saved."""
     folder = tmp_path_factory.mktemp("ranks")
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=rank_main, args=(rank, world, str(folder))) for rank in range(world)]
+    processes = [context.Process(target=rank_main, args=(rank, str(folder))) for rank in range(max(WORLDS))]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    return {
+        world: [torch.load(folder / f"{rank} of {world}.pt", weights_only=True) for rank in range(world)]
+        for world in WORLDS
+    }
 
 
+@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("number", range(len(SETTINGS)), ids=[str(dataclasses.astuple(s)) for s in SETTINGS])
-def test_the_update_is_that_of_one_process(number: int, ranks: list[dict[str, list[dict[str, list[Tensor]]]]]) -> None:
+def test_the_update_is_that_of_one_process(number: int, world: int, ranks: dict[int, list[Rank]]) -> None:
     whole = update(SETTINGS[number])
-    parts = [rank["updates"][number] for rank in ranks]
+    parts = [rank["updates"][number] for rank in ranks[world]]
     for part in parts:
         for got, want in zip(part["same on all ranks"], whole["same on all ranks"], strict=True):
             torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
@@ -142,8 +155,8 @@ def test_the_update_is_that_of_one_process(number: int, ranks: list[dict[str, li
         torch.testing.assert_close(mean, want, rtol=1e-6, atol=1e-9)
 
 
-def test_buffers_come_from_rank_0(ranks: list[dict[str, list[Tensor]]]) -> None:
-    for rank in ranks:
+def test_buffers_come_from_rank_0(ranks: dict[int, list[Rank]]) -> None:
+    for rank in ranks[3]:
         assert rank["broadcast"][0].tolist() == [0.0, 0.0]
 
 
@@ -206,15 +219,12 @@ def test_a_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
     assert all(tiny.summary(path.parent)["status"] != "finished" for path in tmp_path.rglob("summary.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train.batch_size=5"], "train.batch_size: 5 is not a multiple of ranks 2"),
-        pytest.param(
-            ["-m", "loss=sgan,ragan"],
-            "--multirun: torchrun trains one run on its ranks",
-            marks=pytest.mark.slow,
-        ),
+        (["-m", "loss=sgan,ragan"], "--multirun: torchrun trains one run on its ranks"),
     ],
 )
 def test_what_ranks_cannot_do_is_refused_in_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
