@@ -26,8 +26,6 @@ from relgan.config import Config, ConfigError, RelganError, run_name, validate, 
 Task = Callable[[Config, Path], Any]
 
 EXIT_BAD_INPUT = 2
-# Set by torchrun for each of its ranks.
-WORLD_SIZE, RANK = "WORLD_SIZE", "RANK"
 STARTED = "RELGAN_STARTED"
 
 # Hydra's launchers and sweepers of others, and the extra that installs each.
@@ -35,6 +33,11 @@ PLUGINS = {
     **dict.fromkeys(("joblib", "submitit_local", "submitit_slurm"), "launchers"),
     **{"ray": "ray", "ray_aws": "ray", "optuna": "optuna"},
 }
+
+
+def is_rank() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def conf_dir() -> Path:
@@ -134,7 +137,7 @@ def one_line(error: BaseException) -> str:
 
 
 def fail(message: str, status: int = EXIT_BAD_INPUT) -> NoReturn:
-    rank = f" (rank {os.environ[RANK]})" if RANK in os.environ else ""
+    rank = f" (rank {os.environ['RANK']})" if is_rank() else ""
     print(f"{Path(sys.argv[0]).name}{rank}: {message}", file=sys.stderr)
     raise SystemExit(status)
 
@@ -162,7 +165,7 @@ def compose(overrides: list[str]) -> Config:
 @contextlib.contextmanager
 def ranks() -> Iterator[None]:
     """Join torchrun's other ranks, if there are any: one run directory for all, and one that reports."""
-    if int(os.environ.get(WORLD_SIZE, "1")) == 1:
+    if not is_rank():
         yield
         return
     from relgan import distributed
@@ -192,7 +195,7 @@ def run(task: Task) -> None:
         nonlocal started
         started = True
         hydra_config = HydraConfig.get()
-        if hydra_config.mode == RunMode.MULTIRUN and int(os.environ.get(WORLD_SIZE, "1")) > 1:
+        if hydra_config.mode == RunMode.MULTIRUN and is_rank():
             fail("--multirun: torchrun trains one run on its ranks; start one per job, or sweep without torchrun")
         # In a single run, leaving here keeps Hydra from printing its own report first; a sweep goes on.
         with guard() if hydra_config.mode == RunMode.RUN else contextlib.nullcontext():
