@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -45,16 +44,20 @@ class Samples:
     """What was seen, one row a second."""
 
     seconds: list[float]
-    rss_mb: list[float]
+    memory_mb: list[float]
     files: list[int]
 
 
 def watch(process: subprocess.Popen[bytes], minutes: float, every: float = 1.0) -> Samples:
-    """Resident memory and open file descriptors of ``process`` until the time is over or it ends."""
+    """The process's own memory and open file descriptors until the time is over or it ends.
+
+    Not what it has mapped from files: pages of the data set become resident as they are first looked at.
+    """
     started, samples = time.time(), Samples([], [], [])
-    home, page = Path(f"/proc/{process.pid}"), os.sysconf("SC_PAGE_SIZE")
+    home = Path(f"/proc/{process.pid}")
     while time.time() < started + 60 * minutes and process.poll() is None:
-        samples.rss_mb.append(int((home / "statm").read_text().split()[1]) * page / 1e6)
+        status = dict(line.split(":", 1) for line in (home / "status").read_text().splitlines())
+        samples.memory_mb.append(int(status["RssAnon"].split()[0]) * 1024 / 1e6)
         samples.files.append(len(list((home / "fd").iterdir())))
         samples.seconds.append(time.time())
         time.sleep(every)
@@ -81,7 +84,7 @@ def judge(samples: Samples, records: list[dict[str, float]], started: float) -> 
     scored = [started + record["time_s"] for record in records if record["kind"] == "eval" and record["step"] > 0]
     clock = np.array([started + record["time_s"] for record in records if record["kind"] == "train"])
     steps = np.array([record["step"] for record in records if record["kind"] == "train"], dtype=float)
-    seconds, memory = np.array(samples.seconds), np.array(samples.rss_mb)
+    seconds, memory = np.array(samples.seconds), np.array(samples.memory_mb)
     ready = max(seconds[0] + WARM_UP * (seconds[-1] - seconds[0]), min(scored, default=np.inf))
     warm = seconds > ready
     if warm.sum() < FEWEST:

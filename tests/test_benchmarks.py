@@ -87,7 +87,7 @@ def test_a_soak_notices_what_grows(grows: float, opens: int, slows: float, expec
     seconds = [float(second) for second in range(200)]
     samples = Samples(
         seconds=[1000 + second for second in seconds],
-        rss_mb=[500 + grows * 50 * second + 30 * (second % 10 == 0) for second in seconds],
+        memory_mb=[500 + grows * 50 * second + 30 * (second % 10 == 0) for second in seconds],
         files=[7 + opens * int(second // 60) for second in seconds],
     )
     records: list[dict[str, Any]] = [
