@@ -175,6 +175,7 @@ def test_a_failing_capture_leaves_everything_as_it_was() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler about itself
 @pytest.mark.parametrize(("loss", "penalty"), [("ragan", "none"), ("wgan_gp", "gp")])
 def test_compiled_networks_make_the_eager_updates(loss: str, penalty: str) -> None:
     """Plain descent, because Adam's first updates are signs, which rounding flips."""
