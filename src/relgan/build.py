@@ -85,6 +85,8 @@ def build_run(
     _check_objective(config.metrics)
     evaluator = _build_evaluator(config, store, device)
     in_place = source is not None and _is_own(source, directory)
+    # What another directory's run was scored and tracked as belongs to it.
+    own = saved if saved is not None and in_place else {}
     logged = directory.last_logged()
     engine, iteration = _build_iteration(config, engine, step, store.channels)
     # Together: no rank may still be looking for what to continue when rank 0 begins to write.
@@ -112,17 +114,16 @@ def build_run(
             directory,
             group=group or run_name(config),
             job_type=job_type,
-            run_id=saved["tracker_run_id"] if saved and in_place else None,
+            run_id=own.get("tracker_run_id"),
             logged=logged,
         ),
         total=total,
         command=list(overrides),
         resumed_from=None if source is None else str(source),
         lock=lock,
-        # The scores of another directory's run belong to its own best.pt.
-        final=saved["final"] if saved and in_place else {},
-        best=saved["best"] if saved and in_place else {},
-        ranking=saved.get("ranking", {}) if saved and in_place else {},
+        final=own.get("final", {}),
+        best=own.get("best", {}),
+        ranking=own.get("ranking", {}),
         visited=visited,
     )
     run.write_summary("running")

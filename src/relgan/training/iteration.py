@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from relgan.training.schedule import set_rate
+from relgan.training.state import rng_state, set_rng_state
 from relgan.training.step import CriticResult, GeneratorResult, Step
 
 Results = tuple[CriticResult, GeneratorResult]
@@ -87,7 +89,7 @@ class Snapshot:
     def __init__(self, step: Step) -> None:
         self._step = step
         self._saved = {id(tensor): tensor.detach().clone() for tensor in _tensors(step)}
-        self._random = _random_state(step)
+        self._random = rng_state(step.precision.device)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -95,7 +97,7 @@ class Snapshot:
             # An optimizer's state begins, at its first update, as zeros.
             saved = self._saved.get(id(tensor))
             tensor.copy_(torch.zeros_like(tensor) if saved is None else saved)
-        _set_random_state(self._step, self._random)
+        set_rng_state(self._random, self._step.precision.device)
 
 
 def _tensors(step: Step) -> Iterator[Tensor]:
@@ -106,19 +108,6 @@ def _tensors(step: Step) -> Iterator[Tensor]:
     for optimizer in (step.optimizer_g, step.optimizer_d):
         for state in optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
-
-
-def _random_state(step: Step) -> Tensor:
-    device = step.precision.device
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(step: Step, state: Tensor) -> None:
-    device = step.precision.device
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
 
 
 def agree(first: Iteration, second: Iteration, step: Step, reals: Sequence[Tensor]) -> bool:
@@ -145,15 +134,8 @@ def _without_learning(step: Step) -> Iterator[None]:
     rates = [float(group["lr"]) for group in groups]
     try:
         for group in groups:
-            _set_rate(group, 0.0)
+            set_rate(group, 0.0)
         yield
     finally:
         for group, rate in zip(groups, rates, strict=True):
-            _set_rate(group, rate)
-
-
-def _set_rate(group: dict[str, Any], rate: float) -> None:
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
+            set_rate(group, rate)

@@ -55,10 +55,16 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     for group, kept, saved in zip(optimizer.param_groups, own, state["param_groups"], strict=True):
         group.update(kept)
         for key in _OWN[:2]:
-            if isinstance(group.get(key), Tensor):
-                group[key].fill_(saved[key])
-            elif key in saved:
-                group[key] = saved[key]
+            if key in saved:
+                set_rate(group, saved[key], key)
+
+
+def set_rate(group: dict[str, Any], rate: float, key: str = "lr") -> None:
+    """Set a group's learning rate, in its tensor where it has one, which a CUDA graph reads."""
+    if isinstance(group.get(key), Tensor):
+        group[key].fill_(rate)
+    else:
+        group[key] = rate
 
 
 def build_schedule(config: OptimizerConfig, optimizer: Optimizer) -> ExponentialLR:
