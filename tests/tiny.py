@@ -11,8 +11,13 @@ import torch
 from omegaconf import OmegaConf
 
 from relgan.build import build_run
-from relgan.config import Config, validate
+from relgan.config import Config, ModelConfig, OptimizerConfig, PenaltyConfig, validate
+from relgan.losses import get_loss
+from relgan.networks import build_networks
+from relgan.penalties import build_penalty
 from relgan.training.loop import Outcome, train
+from relgan.training.schedule import build_optimizers
+from relgan.training.step import Precision, Step
 
 SIZE = (
     "dataset.num_images=64",
@@ -81,3 +86,28 @@ def differing(a: Any, b: Any) -> list[str]:
         if not same:
             names.append(name)
     return names
+
+
+def step(
+    model: ModelConfig,
+    loss: str,
+    *,
+    penalty: str = "none",
+    weight: float = 1.0,
+    optimizer: OptimizerConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    accumulate: int = 1,
+) -> Step:
+    """A step on new 32×32 grey networks on the CPU."""
+    generator, critic = (network.to(dtype) for network in build_networks(model, 32, 1))
+    optimizer_g, optimizer_d = build_optimizers(optimizer or OptimizerConfig(), generator, critic)
+    return Step(
+        generator=generator,
+        critic=critic,
+        loss=get_loss(loss),
+        penalty=build_penalty(PenaltyConfig(penalty, weight)),
+        optimizer_g=optimizer_g,
+        optimizer_d=optimizer_d,
+        precision=Precision(torch.device("cpu"), "fp32"),
+        accumulate=accumulate,
+    )

@@ -6,14 +6,13 @@ import contextlib
 import gc
 import importlib.util
 import json
-import logging
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,19 +43,9 @@ Sweep = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
-def _aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A working directory of its own; what Hydra does to the logging is undone."""
+def _aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hydra_undone: None) -> None:
+    """A working directory of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    root, ours = logging.getLogger(), logging.getLogger("relgan")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    yield
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
 
 
 @pytest.fixture

@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from relgan.config import ConfigError, ModelConfig, OptimizerConfig, PenaltyConfig
-from relgan.losses import get_loss
+import tiny
+from relgan.config import ConfigError, ModelConfig, OptimizerConfig
 from relgan.networks import build_networks
-from relgan.penalties import build_penalty
 from relgan.training.engine import build_iteration, choose_engine
 from relgan.training.iteration import Captured, Eager, Results, Snapshot, agree
 from relgan.training.schedule import build_optimizers, build_schedule, load_optimizer_state, optimizer_state
-from relgan.training.step import Precision, Step
+from relgan.training.step import Step
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -32,17 +31,8 @@ SETTINGS = [
 def eager(loss: str, penalty: str, optimizer: str) -> Eager:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    generator, critic = build_networks(ModelConfig(width=2, latent_dim=4, spectral_norm=loss == "ragan"), 32, 1)
-    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(name=optimizer), generator, critic)
-    step = Step(
-        generator=generator,
-        critic=critic,
-        loss=get_loss(loss),
-        penalty=build_penalty(PenaltyConfig(penalty, 1.0)),
-        optimizer_g=optimizer_g,
-        optimizer_d=optimizer_d,
-        precision=Precision(CPU, "fp32"),
-    )
+    model = ModelConfig(width=2, latent_dim=4, spectral_norm=loss == "ragan")
+    step = tiny.step(model, loss, penalty=penalty, optimizer=OptimizerConfig(name=optimizer))
     return Eager(step, lambda: torch.randn(6, 4))
 
 

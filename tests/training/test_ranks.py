@@ -22,17 +22,10 @@ from relgan.config import (
     Config,
     ConfigError,
     ModelConfig,
-    OptimizerConfig,
-    PenaltyConfig,
     TrainConfig,
     check_batch_size,
 )
 from relgan.distributed import broadcast, own_part
-from relgan.losses import get_loss
-from relgan.networks import build_networks
-from relgan.penalties import build_penalty
-from relgan.training.schedule import build_optimizers
-from relgan.training.step import Precision, Step
 
 BATCH = 12
 WORLDS = (3, 2)
@@ -71,20 +64,15 @@ SETTINGS = [
 def update(setting: Setting) -> dict[str, list[Tensor]]:
     """Gradients and buffers after one critic and one generator update of this process's part of the batch."""
     torch.manual_seed(0)
-    generator, critic = (network.double() for network in build_networks(setting.model, 32, 1))
-    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(), generator, critic)
-    penalty = build_penalty(PenaltyConfig(setting.penalty, 0.1))
-    device = torch.device("cpu")
-    step = Step(
-        generator=generator,
-        critic=critic,
-        loss=get_loss(setting.loss),
-        penalty=penalty,
-        optimizer_g=optimizer_g,
-        optimizer_d=optimizer_d,
-        precision=Precision(device, "fp32"),
+    step = tiny.step(
+        setting.model,
+        setting.loss,
+        penalty=setting.penalty,
+        weight=0.1,
+        dtype=torch.float64,
         accumulate=setting.accumulate,
     )
+    generator, critic = step.generator, step.critic
     real = 2 * torch.rand(BATCH, 1, 32, 32, dtype=torch.float64) - 1
     z = torch.randn(BATCH, setting.model.latent_dim, dtype=torch.float64)
     first = step.update_critic(own_part(real), own_part(z))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tiny
 from relgan.config import ModelConfig, OptimizerConfig, PenaltyConfig
 from relgan.losses import AdversarialLoss, get_loss
 from relgan.networks import build_networks
@@ -257,18 +258,7 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole(loss: str, penalty: str)
 def in_parts(loss: str, penalty: str, count: int) -> Step:
     torch.manual_seed(0)
     model = ModelConfig(width=2, latent_dim=4, norm="none", spectral_norm=True, generator_spectral_norm=True)
-    generator, critic = (network.double() for network in build_networks(model, 32, 1))
-    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(), generator, critic)
-    return Step(
-        generator=generator,
-        critic=critic,
-        loss=get_loss(loss),
-        penalty=build_penalty(PenaltyConfig(penalty, 1.0)),
-        optimizer_g=optimizer_g,
-        optimizer_d=optimizer_d,
-        precision=Precision(CPU, "fp32"),
-        accumulate=count,
-    )
+    return tiny.step(model, loss, penalty=penalty, dtype=torch.float64, accumulate=count)
 
 
 def gradients(network: nn.Module) -> list[Tensor]:
