@@ -13,14 +13,15 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from relgan.config import DatasetConfig
 from relgan.data import PackedStore, prepare
 from relgan.data.decode import square
+from relgan.registry import DATASETS
 
 SIZE = (178, 218)
 COUNT = 4000
@@ -78,7 +79,7 @@ def preparing(files: list[bytes], folder: Path) -> PackedStore:
     with zipfile.ZipFile(folder / "faces.zip", "w") as archive:
         for number, data in enumerate(files):
             archive.writestr(f"{number:06}.jpg", data)
-    config = DatasetConfig(name="folder", path=str(folder / "faces.zip"), image_size=64)
+    config = replace(DATASETS["folder"].options, path=str(folder / "faces.zip"), image_size=64)
     start = time.perf_counter()
     store = prepare(config, progress=False)
     seconds = time.perf_counter() - start
@@ -92,7 +93,7 @@ def sampling(store: PackedStore) -> None:
     # Here, so that the processes that prepare need not import torch.
     import torch
 
-    from relgan.data.sampler import Batches, Sampler
+    from relgan.data.batches import Batches, Sampler
     from relgan.training.engine import keep_freed_memory
 
     torch.set_num_threads(1)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from relgan.training.schedule import build_optimizers
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,17 +26,23 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.textbook import GP_WEIGHT, LATENT, R1R2_WEIGHT, WIDTH, Textbook
 from benchmarks.timing import Measured, Prepare, interleave, peak_memory, speedup
-from relgan.config import ModelConfig, OptimizerConfig, PenaltyConfig
-from relgan.data.sampler import Batches, Sampler
+from relgan.builtin import ConvOptions
+from relgan.config import OptimizerConfig, PenaltyConfig
+from relgan.data.batches import Batches, Sampler
 from relgan.data.store import PackedStore
 from relgan.losses import get_loss
 from relgan.networks import build_networks
 from relgan.penalties import build_penalty
-from relgan.training.ema import EMA
-from relgan.training.engine import build_iteration, choose_device, choose_precision, has_bf16_units, keep_freed_memory
-from relgan.training.iteration import Eager
-from relgan.training.schedule import build_optimizers
-from relgan.training.step import Step
+from relgan.training.engine import (
+    Eager,
+    build_iteration,
+    choose_device,
+    choose_precision,
+    has_bf16_units,
+    keep_freed_memory,
+)
+from relgan.training.state import EMA
+from relgan.training.update import Step
 
 NUM_IMAGES = 1024
 LOSSES = ("sgan", "rasgan", "wgan_gp", "rpgan_r1r2")
@@ -46,14 +53,14 @@ WEIGHTS = {"gp": GP_WEIGHT, "r1r2": R1R2_WEIGHT, "none": 0.0}
 class Network:
     """A pair of networks at its benchmark's size."""
 
-    model: ModelConfig
+    model: ConvOptions
     image_size: int
     batch: int
 
 
 NETWORKS = {
-    "cnn32": Network(ModelConfig("cnn32", WIDTH, LATENT, spectral_norm=True), 32, 32),
-    "dcgan64": Network(ModelConfig("dcgan", WIDTH, LATENT), 64, 64),
+    "cnn32": Network(ConvOptions("cnn32", WIDTH, LATENT, spectral_norm=True), 32, 32),
+    "dcgan64": Network(ConvOptions("dcgan", WIDTH, LATENT), 64, 64),
 }
 
 

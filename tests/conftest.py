@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from relgan import registry
+
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -44,3 +46,11 @@ def sample_data() -> Path:
     if not folder:
         pytest.skip("RELGAN_TEST_DATA is not set to the folder of sample images")
     return Path(folder)
+
+
+@pytest.fixture
+def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    for each in vars(registry).values():
+        if isinstance(each, registry.Registry):
+            monkeypatch.setattr(each, "_entries", dict(each))

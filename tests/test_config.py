@@ -3,118 +3,132 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 
-from relgan.cli import app
-from relgan.config import (
-    DATASET_NAMES,
-    LOSS_NAMES,
-    PENALTY_NAMES,
-    TWO_TERM_LOSSES,
-    Config,
-    ConfigError,
-    DatasetConfig,
-    validate,
-    walk,
-)
-from relgan.losses import LOSSES, get_loss
+from relgan.builtin import WeightedOptions
+from relgan.cli.command import Line
+from relgan.cli.compose import choices, compose, conf_dir, explain_config
+from relgan.config import Config, as_values, resolve, validate
+from relgan.losses import build_loss
 from relgan.networks import build_networks
 from relgan.networks.blocks import pack
+from relgan.options import ConfigError, check, flatten, text_of, walk
 from relgan.penalties import build_penalty
-from relgan.training.schedule import build_optimizers, build_schedule
+from relgan.registry import GROUPS, DatasetOptions
+from relgan.training.optimizers import build_optimizers
+from relgan.training.schedules import build_schedule
 
-CONF = app.conf_dir()
-FILES = [
-    pytest.param(path.parent.name, path.stem, id=f"{path.parent.name}={path.stem}")
-    for path in sorted(CONF.glob("*/*.yaml"))
-    if path.parent.name != "hydra"
+CONF = conf_dir()
+REGISTERED = [
+    *((group, name) for group, registry in GROUPS.items() for name in registry),
+    *((group, path.stem) for group in ("optimizer", "metrics") for path in sorted((CONF / group).glob("*.yaml"))),
 ]
 # What the file's own name stands for inside it, where it is not the name itself.
 CALLED = {"adam_wgan": "adam", "adam_fast": "adam"}
-GROUPS = ("model", "loss", "penalty", "dataset", "optimizer", "metrics", "tracker")
+BROUGHT = {"wgan": "clip", "wgan_gp": "gp", "rsgan_gp": "gp", "rasgan_gp": "gp", "rpgan_r1r2": "r1r2"}
 
 
-@pytest.fixture(scope="module")
-def conf() -> Iterator[None]:
-    app.register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+def composed(*words: str) -> Config:
+    return compose(Line(list(words)))
 
 
-def compose(*overrides: str) -> Config:
-    return app.to_config(hydra.compose("config", list(overrides)))
+def test_the_schema_is_what_runs_without_arguments() -> None:
+    assert composed() == Config() == resolve({})
 
 
-@pytest.mark.usefixtures("conf")
-@pytest.mark.parametrize(("group", "name"), FILES)
-def test_every_file_composes_and_builds(group: str, name: str) -> None:
-    config = compose(f"{group}={name}")
+@pytest.mark.parametrize(("group", "name"), REGISTERED, ids="=".join)
+def test_every_choice_composes_and_builds(group: str, name: str) -> None:
+    config = composed(f"{group}={name}")
+    assert getattr(config, group).name == CALLED.get(name, name)
     if group in GROUPS:
-        assert getattr(config, group).name == CALLED.get(name, name)
+        assert getattr(config, group) == GROUPS[group][name].options
     if group == "loss":
-        assert config.penalty.name == LOSSES[name].penalty
-    small = dataclasses.replace(config.model, width=2, latent_dim=4)
+        assert config.penalty.name == BROUGHT.get(name, "none")
+    small = dataclasses.replace(config.model, width=2, latent_dim=4)  # type: ignore[call-arg]
     torch.manual_seed(0)
     generator, critic = build_networks(small, config.dataset.image_size, 3)
     optimizers = build_optimizers(config.optimizer, generator, critic)
     for optimizer in optimizers:
         build_schedule(config.optimizer, optimizer)
-    loss = get_loss(config.loss.name, config.loss.generator_terms)
-    penalty = build_penalty(config.penalty)
-    assert (penalty is None) == (config.penalty.name == "none")
+    loss, penalty = build_loss(config.loss), build_penalty(config.penalty)
     fake = generator(torch.randn(4, 4))
     real = torch.rand_like(fake) * 2 - 1
-    real, fake = pack(real, config.model.pack), pack(fake, config.model.pack)
-    value = loss.discriminator(critic(real), critic(fake))
-    if penalty is not None:
-        value = value + penalty(critic, real, fake)
+    k = vars(config.model)["pack"]
+    real, fake = pack(real, k), pack(fake, k)
+    value = loss.discriminator(critic(real), critic(fake)) + penalty(critic, real, fake)
     assert value.isfinite()
     value.backward()
 
 
-def test_every_group_has_a_file_for_every_name() -> None:
-    def stems(group: str) -> set[str]:
-        return {path.stem for path in (CONF / group).glob("*.yaml")}
-
-    assert stems("loss") == set(LOSS_NAMES) == set(LOSSES)
-    assert stems("penalty") == set(PENALTY_NAMES)
-    assert stems("dataset") == set(DATASET_NAMES)
-    assert stems("model") == {"dcgan", "cnn32"}
-    assert stems("tracker") == {"wandb", "none"}
-    assert stems("optimizer") == {"adam", "adam_fast", "adam_wgan", "rmsprop"}
+def test_every_choice_of_every_group_is_known() -> None:
+    known = choices(None)
+    assert all(known[group] == list(registry) for group, registry in GROUPS.items())
+    assert set(known["optimizer"]) == {"adam", "adam_fast", "adam_wgan", "rmsprop"}
+    assert set(known["tracker"]) == {"wandb", "none"}
+    assert set(known["model"]) == {"dcgan", "cnn32"}
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_a_file_gives_every_value_of_its_group(group: str) -> None:
-    """Otherwise a choice would depend on what the schema happens to default to."""
-    options = {field.name for field in dataclasses.fields(getattr(Config(), group))}
-    for path in (CONF / group).glob("*.yaml"):
-        given = OmegaConf.load(path)
-        # A file of the global package names its group, and may change another one with it (weight clipping).
-        own = given[group] if path.read_text().startswith("# @package _global_") else given
-        assert set(own) - {"defaults"} == options, path.name
+def given(path: Path) -> dict[str, Any]:
+    """The values of a file of conf/, by dotted name in the whole configuration."""
+    text = path.read_text(encoding="utf-8")
+    values = yaml.safe_load(text) or {}
+    values.pop("defaults", None)
+    return flatten(values if text.startswith("# @package _global_") else {path.parent.name: values})
 
 
-@pytest.mark.usefixtures("conf")
+@pytest.mark.parametrize(
+    "path",
+    [path for group in (*GROUPS, "optimizer", "metrics") for path in sorted((CONF / group).glob("*.yaml"))],
+    ids=lambda path: f"{path.parent.name}={path.stem}",
+)
+def test_no_file_repeats_a_value_that_it_refines(path: Path) -> None:
+    """So that conf/ holds only what differs from the schema."""
+    group = path.parent.name
+    options = {group: GROUPS[group][path.stem].options} if group in GROUPS else {}
+    schema = {each.name: each.value for each in walk(dataclasses.replace(Config(), **options))}
+    for option, value in given(path).items():
+        assert value != schema[option], option
+
+
+def test_files_that_say_nothing_are_not_there() -> None:
+    """A part that was registered needs no file."""
+    for group in GROUPS:
+        for path in (CONF / group).glob("*.yaml"):
+            assert yaml.safe_load(path.read_text(encoding="utf-8")), path
+
+
 def test_a_loss_brings_its_penalty_and_the_command_line_has_the_last_word() -> None:
-    assert compose("loss=wgan").penalty.weight == 0.01
-    assert compose("loss=wgan_gp", "penalty=none").penalty.name == "none"
-    assert compose("penalty=r1", "loss=wgan_gp").penalty.name == "r1"
-    assert compose("loss=wgan_gp", "penalty.weight=3").penalty.weight == 3
+    def penalty(*words: str) -> Any:
+        return composed(*words).penalty
+
+    assert penalty("loss=wgan").weight == 0.01
+    assert penalty("loss=wgan_gp", "penalty=none").name == "none"
+    assert penalty("penalty=r1", "loss=wgan_gp").name == "r1"
+    assert penalty("loss=wgan_gp", "penalty.weight=3").weight == 3
 
 
-@pytest.mark.usefixtures("conf")
+def test_clipping_takes_spectral_norm_away() -> None:
+    assert vars(composed("penalty=clip").model)["spectral_norm"] is False
+    with pytest.raises(ConfigError, match=r"^model\.spectral_norm: must be false with penalty=clip"):
+        composed("penalty=clip", "model.spectral_norm=true")
+
+
+def test_the_digits_bring_a_faster_optimizer() -> None:
+    assert composed("dataset=digits").optimizer.lr_g == composed("dataset=stacked_digits").optimizer.lr_g == 1e-3
+    assert composed("dataset=cifar10").optimizer.lr_g == 2e-4
+    assert composed("dataset=digits", "optimizer=adam").optimizer.lr_g == 2e-4
+    assert composed("dataset=digits", "optimizer.lr_g=3e-4").optimizer.lr_g == 3e-4
+
+
 def test_the_published_optimizers() -> None:
     def settings(name: str) -> tuple[Any, ...]:
-        chosen = compose(f"optimizer={name}").optimizer
+        chosen = composed(f"optimizer={name}").optimizer
         return chosen.name, chosen.lr_g, chosen.lr_d, chosen.betas, chosen.n_critic, chosen.decay
 
     assert settings("adam") == ("adam", 2e-4, 2e-4, [0.5, 0.999], 1, 0)
@@ -123,48 +137,57 @@ def test_the_published_optimizers() -> None:
     assert (name, lr_g, lr_d, betas[1], n_critic, decay) == ("rmsprop", 5e-5, 5e-5, 0.99, 5, 0)
 
 
-@pytest.mark.usefixtures("conf")
 def test_plain_objects_come_out() -> None:
-    config = compose("optimizer.betas=[0.0,0.9]", "name=run")
-    for _, value, _ in walk(config):
-        assert value is None or type(value) in (str, int, float, bool, list)
+    config = composed("optimizer.betas=[0.0,0.9]", "name=run")
+    for each in walk(config):
+        assert each.value is None or type(each.value) in (str, int, float, bool, list)
     assert config.optimizer.betas == [0.0, 0.9]
     assert type(config.optimizer.betas) is list
 
 
 def test_every_option_says_what_it_is() -> None:
-    for option, value, meta in walk(Config()):
-        assert meta["doc"], option
-        if meta["choices"] is not None:
-            assert value in meta["choices"], option
+    for registry in GROUPS.values():
+        for entry in registry.values():
+            check(entry.options)
+            for each in walk(entry.options):
+                assert each.name == "name" or each.meta["doc"], f"{entry.name}: {each.name}"
+    for each in walk(Config()):
+        assert each.name.endswith(".name") or each.meta["doc"], each.name
     validate(Config())
 
 
-@pytest.mark.usefixtures("conf")
-def test_the_help_does_not_lie() -> None:
-    """Keys exist, choices are those accepted, defaults are those composed."""
-    text = (CONF / "hydra" / "help" / "relgan.yaml").read_text(encoding="utf-8")
-    text = text.partition("Common keys")[2].partition("${hydra.help.footer}")[0]
-    known = {option: (value, meta) for option, value, meta in walk(compose())}
-    gp = compose("penalty=gp")
-    keys = re.findall(r"(?<![\w.])([a-z_]+(?:\.[a-z_]+)?)=(\S+)", text)
-    assert len(keys) > 30
-    for key, shown in keys:
-        value, meta = known[key]
-        if key in ("train.epochs", "name") or shown in ("PATH", "FILE", "null", "null|auto|PATH"):
-            continue
-        if "|" in shown:
-            assert shown == "|".join(map(str, meta["choices"])), key
-        elif key == "penalty.weight":
-            assert float(shown) == gp.penalty.weight
-        else:
-            expected = OmegaConf.create({"x": shown}).x if not shown[0].isalpha() else shown
-            parsed = OmegaConf.from_dotlist([f"x={expected}"]).x
-            assert parsed == value, key
+@pytest.fixture(scope="module")
+def shown() -> str:
+    return explain_config(None)
+
+
+def test_the_help_has_every_group_with_every_choice(shown: str) -> None:
+    lines = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.startswith("  ")}
+    text = shown.partition("Options, KEY=VALUE")[0].split()
+    for group, names in choices(None).items():
+        assert group in lines
+        assert set(names) < set(text), group
+    assert {"loss", "experiment", "scale", "hydra/launcher", "hydra/sweeper"} < lines.keys()
+    assert not any(group.startswith("experiment/") for group in lines)
+
+
+def test_the_help_has_every_option_of_every_part_with_its_default(shown: str) -> None:
+    starts = {line.split()[0] for line in shown.partition("Options, KEY=VALUE")[2].splitlines() if "=" in line}
+    names = {start.partition("=")[0] for start in starts}
+    for each in walk(Config()):
+        if each.name not in {f"{group}.name" for group in GROUPS}:
+            assert f"{each.name}={text_of(each.value)}" in starts
+    for group, registry in GROUPS.items():
+        for entry in registry.values():
+            assert {each.name for each in walk(entry.options, f"{group}.")} - {f"{group}.name"} <= names, entry.name
+    for each in walk(Config()):
+        if each.name.partition(".")[0] not in GROUPS:
+            assert all(str(choice) in shown for choice in each.choices or ()), each.name
 
 
 COMMON_KEYS = """
-name seed device precision engine resume train.iterations train.epochs train.batch_size train.log_every
+name seed device precision engine resume plugins train.iterations train.epochs train.batch_size train.accumulate
+train.log_every
 train.sample_every train.checkpoint_every train.ema_decay optimizer.lr_g optimizer.lr_d optimizer.betas
 optimizer.n_critic model.width model.latent_dim model.spectral_norm model.generator_spectral_norm model.pack
 dataset.path dataset.image_size dataset.sampling metrics.scores metrics.every metrics.num_images metrics.extractor
@@ -172,22 +195,11 @@ metrics.weights metrics.lpips_weights metrics.generator metrics.generator_mode
 """
 
 
-def test_the_common_keys_exist_and_are_in_the_help() -> None:
-    known = {option for option, _, _ in walk(Config())}
-    text = (CONF / "hydra" / "help" / "relgan.yaml").read_text(encoding="utf-8")
+def test_the_common_keys_exist_and_are_in_the_help(shown: str) -> None:
+    known = {each.name for each in walk(Config())}
     for key in COMMON_KEYS.split():
         assert key in known
-        assert re.search(rf"(?<![\w.]){re.escape(key)}=", text), f"{key} is missing from --help"
-
-
-def changed(option: str, value: Any) -> Config:
-    config = Config()
-    *groups, name = option.split(".")
-    target: Any = config
-    for group in groups:
-        target = getattr(target, group)
-    setattr(target, name, value)
-    return config
+        assert f"\n  {key}=" in shown, f"{key} is missing from --help"
 
 
 @pytest.mark.parametrize(
@@ -204,8 +216,7 @@ def changed(option: str, value: Any) -> Config:
         ("optimizer.n_critic", 0, "≥ 1"),
         ("optimizer.decay", 1.0, "≥ 0 and < 1"),
         ("optimizer.betas", [0.5], "two numbers"),
-        ("optimizer.betas", [0.5, 1.0], "two numbers in [0, 1)"),
-        ("penalty.weight", -1.0, "≥ 0"),
+        ("optimizer.betas", [0.5, 1.0], "≥ 0 and < 1"),
         ("dataset.image_size", 48, "32, 64, 128, 256"),
         ("dataset.sampling", "random", "epoch, independent"),
         ("dataset.num_images", 0, "≥ 1"),
@@ -218,59 +229,79 @@ def changed(option: str, value: Any) -> Config:
     ],
 )
 def test_a_value_outside_its_range_is_named_with_what_is_accepted(option: str, value: Any, accepted: str) -> None:
+    nested: Any = value
+    for key in reversed(option.split(".")):
+        nested = {key: nested}
     with pytest.raises(ConfigError) as caught:
-        validate(changed(option, value))
+        resolve(nested)
     assert caught.value.option == option
     assert str(caught.value).startswith(f"{option}: ")
     assert accepted in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def combine(**changes: Any) -> Config:
-    config = Config()
-    for group, values in changes.items():
-        setattr(config, group, dataclasses.replace(getattr(config, group), **values))
-    return config
-
-
 @pytest.mark.parametrize(
-    ("config", "option"),
+    ("values", "option"),
     [
-        (combine(train={"iterations": None}), "train.iterations"),
-        (combine(train={"epochs": 2.0}), "train.iterations"),
-        (combine(model={"name": "cnn32"}, dataset={"image_size": 64}), "dataset.image_size"),
-        (combine(model={"pack": 3}), "train.batch_size"),
-        (combine(penalty={"name": "gp"}), "penalty.weight"),
-        (combine(loss={"name": "rsgan", "generator_terms": "fake"}), "loss.generator_terms"),
-        (combine(loss={"name": "sgan", "generator_terms": "standard"}), "loss.generator_terms"),
+        ({"train": {"iterations": None}}, "train.iterations"),
+        ({"train": {"epochs": 2.0}}, "train.iterations"),
+        ({"model": {"name": "cnn32"}, "dataset": {"image_size": 64}}, "dataset.image_size"),
+        ({"model": {"pack": 3}}, "train.batch_size"),
+        ({"penalty": {"name": "gp", "weight": 0.0}}, "penalty.weight"),
+        ({"penalty": {"name": "gp", "weight": -1.0}}, "penalty.weight"),
+        ({"penalty": {"name": "clip"}}, "model.spectral_norm"),
+        ({"penalty": {"name": "none", "weight": 1.0}}, "penalty.weight"),
+        ({"loss": {"name": "rsgan", "generator_terms": "fake"}}, "loss.generator_terms"),
+        ({"loss": {"name": "sgan", "generator_terms": "standard"}}, "loss.generator_terms"),
+        ({"loss": {"name": "rasgan", "generator_terms": "neither"}}, "loss.generator_terms"),
+        ({"tracker": {"name": "none", "project": "p"}}, "tracker.project"),
+        ({"train": {"iterations": "many"}}, "train.iterations"),
+        ({"train": {"log_evry": 5}}, "train.log_evry"),
+        ({"trian": {"log_every": 5}}, "trian.log_every"),
+        ({"epochs": 5}, "epochs"),
     ],
+    ids=str,
 )
-def test_an_impossible_combination_is_named(config: Config, option: str) -> None:
+def test_what_cannot_be_run_is_named(values: dict[str, Any], option: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        validate(config)
+        resolve(values)
     assert caught.value.option == option
     assert "\n" not in str(caught.value)
 
 
-def test_the_schema_and_the_losses_agree_on_generator_terms() -> None:
-    for name in LOSS_NAMES:
-        config = combine(loss={"name": name, "generator_terms": "fake"})
-        if name in TWO_TERM_LOSSES:
-            validate(config)
-            get_loss(name, "fake")
-        else:
-            with pytest.raises(ConfigError):
-                validate(config)
-            with pytest.raises(ConfigError):
-                get_loss(name, "fake")
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"train": {"log_evry": 5}}, "train.log_evry: no such option; did you mean train.log_every?"),
+        ({"sed": 5}, "sed: no such option; did you mean seed?"),
+        (
+            {"penalty": {"weight": 5}},
+            "penalty.weight: no such option with this penalty; these have it: gp, r1, r2, r1r2, dragan, clip",
+        ),
+        ({"loss": {"name": "ragn"}}, "did you mean ragan?"),
+    ],
+    ids=str,
+)
+def test_what_was_probably_meant_is_said(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(values)
+    assert str(caught.value).endswith(said)
+
+
+def test_a_group_has_the_options_of_its_choice() -> None:
+    config = resolve({"penalty": {"name": "r1", "weight": 3}, "tracker": {"name": "none"}, "loss": {"name": "sgan"}})
+    assert config.penalty == WeightedOptions("r1", 3.0)
+    assert vars(config.loss) == {"name": "sgan"}
+    assert vars(config.tracker) == {"name": "none"}
+    assert resolve(as_values(config)) == config
 
 
 def test_a_stored_configuration_is_checked_like_a_composed_one(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(combine(dataset={"image_size": 64}))), encoding="utf-8")
+    path.write_text(yaml.safe_dump(as_values(resolve({"dataset": {"image_size": 64}}))), encoding="utf-8")
     stored = OmegaConf.load(path)
-    config = app.to_config(stored)  # type: ignore[arg-type]
-    assert config.dataset == DatasetConfig(image_size=64)
+    config = resolve(stored)
+    assert config.dataset == DatasetOptions("stacked_digits", image_size=64)
     stored.dataset.image_size = 48
     with pytest.raises(ConfigError, match="48 is not one of"):
-        app.to_config(stored)  # type: ignore[arg-type]
+        resolve(stored)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,12 +18,15 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relgan.config import LOSS_NAMES, TWO_TERM_LOSSES, Config, ConfigError, PenaltyConfig, validate
-from relgan.losses import LOSSES, TWO_TERM_FORMS, get_loss
-from relgan.penalties import build_penalty
+from relgan.config import resolve
+from relgan.losses import LOSSES, TWO_TERM_FORMS, AdversarialLoss, Loss, build_loss, flat_logits, get_loss
+from relgan.options import ConfigError, Options
+from relgan.registry import TwoTermOptions, register_cost, register_loss
 
 Vector = NDArray[np.float64]
 Formula = Callable[[Vector, Vector], Any]
+
+CONF = Path(__file__).parents[1] / "conf"
 
 # Asymmetric, on both sides of the hinges' kinks and of each other, none within 0.01 of a kink.
 REAL = np.array([2.3, -0.7, 0.35, 4.1, -1.9])
@@ -98,6 +103,8 @@ SAME_AS = {
     "rasgan_gp": "rasgan",
     "rpgan_r1r2": "rsgan",
 }
+NAMES = tuple(LOSSES)
+TWO_TERM_LOSSES = tuple(name for name, entry in LOSSES.items() if entry.facts.form in TWO_TERM_FORMS)
 NOT_RELATIVISTIC = {"sgan", "sgan_saturating", "lsgan", "hinge", "wgan", "wgan_gp"}
 
 
@@ -128,7 +135,7 @@ def value_and_gradients(loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[float
     return value.item(), by_r, by_f
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("side", ["discriminator", "generator"])
 def test_value_and_both_gradients_equal_the_table(name: str, side: str) -> None:
     formula = row(name)[side == "generator"]
@@ -139,7 +146,7 @@ def test_value_and_both_gradients_equal_the_table(name: str, side: str) -> None:
     np.testing.assert_allclose(by_f, want_f, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", [n for n in LOSS_NAMES if LOSSES[n].form not in ("standard", "paired")])
+@pytest.mark.parametrize("name", [n for n in NAMES if LOSSES[n].facts.form not in ("standard", "paired")])
 def test_batches_of_different_length(name: str) -> None:
     r, f = REAL[:3], FAKE
     loss = get_loss(name)
@@ -147,7 +154,7 @@ def test_batches_of_different_length(name: str) -> None:
     assert loss.generator(leaf(r), leaf(f)).item() == pytest.approx(float(row(name)[1](r, f)), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_only_relativistic_losses_ignore_a_shift_of_all_logits(name: str) -> None:
     loss = get_loss(name)
     r, f = leaf(REAL), leaf(FAKE)
@@ -247,11 +254,15 @@ def test_published_mistakes_are_told_apart(mistake: str) -> None:
 def test_generator_terms_keep_their_weight() -> None:
     r, f = leaf(REAL), leaf(FAKE)
     for name in TWO_TERM_LOSSES:
-        kept = {terms: get_loss(name, terms).generator(r, f).item() for terms in ("both", "fake", "real")}
+        kept = {
+            terms: get_loss(name, generator_terms=terms).generator(r, f).item() for terms in ("both", "fake", "real")
+        }
         assert kept["fake"] + kept["real"] == pytest.approx(kept["both"], abs=1e-12)
     a = FAKE - REAL.mean()
-    assert get_loss("rasgan", "fake").generator(r, f).item() == pytest.approx(sp(-a).mean() / 2)
-    assert get_loss("ralsgan", "fake").generator(r, f).item() == pytest.approx(((a - 1) ** 2).mean() / 2)
+    assert get_loss("rasgan", generator_terms="fake").generator(r, f).item() == pytest.approx(sp(-a).mean() / 2)
+    assert get_loss("ralsgan", generator_terms="fake").generator(r, f).item() == pytest.approx(
+        ((a - 1) ** 2).mean() / 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -266,70 +277,123 @@ def test_generator_terms_keep_their_weight() -> None:
 )
 def test_standard_generator_against_a_relativistic_critic(name: str, standard: str) -> None:
     r, f = leaf(REAL), leaf(FAKE)
-    mixed = get_loss(name, "standard")
+    mixed = get_loss(name, generator_terms="standard")
     assert mixed.generator(None, f).item() == pytest.approx(float(ROWS[standard][1](REAL, FAKE)), abs=1e-12)
     assert mixed.discriminator(r, f).item() == pytest.approx(float(ROWS[name][0](REAL, FAKE)), abs=1e-12)
     assert not mixed.needs_real_for_generator
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("terms", ["fake", "real", "standard"])
 def test_generator_terms_are_refused_by_name_elsewhere(name: str, terms: str) -> None:
-    config = Config()
-    config.loss.name, config.loss.generator_terms = name, terms
+    values = {"loss": {"name": name, "generator_terms": terms}}
     if name in TWO_TERM_LOSSES:
-        validate(config)
-        assert get_loss(name, terms).generator_terms == terms
+        assert resolve(values).loss == TwoTermOptions(name, terms)
+        assert loss_of_table(name, generator_terms=terms).generator_terms == terms
         return
+    with pytest.raises(ConfigError, match=r"^loss\.generator_terms: .*with this loss; these have it: .*rasgan"):
+        resolve(values)
+    with pytest.raises(ConfigError, match=rf"^loss\.generator_terms: {name} "):
+        get_loss(name, generator_terms=terms)
     with pytest.raises(ConfigError, match=f"loss.generator_terms: .*loss={name}"):
-        validate(config)
-    with pytest.raises(ConfigError, match=f"loss.generator_terms: .*loss={name}"):
-        get_loss(name, terms)
+        dataclasses.replace(loss_of_table(name), generator_terms=terms)
+
+
+def loss_of_table(name: str, **options: str) -> AdversarialLoss:
+    loss = get_loss(name, **options)
+    assert isinstance(loss, AdversarialLoss)
+    return loss
 
 
 def test_unknown_names_are_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"^loss.name: 'rasgn' is not one of sgan, .*rpgan_r1r2$"):
+    with pytest.raises(
+        ConfigError, match=r"^loss\.name: 'rasgn' is not one of sgan, .*rpgan_r1r2; did you mean rasgan\?$"
+    ):
         get_loss("rasgn")
     with pytest.raises(ConfigError, match=r"^loss\.generator_terms: 'all' is not one of both, fake"):
-        get_loss("rasgan", "all")
+        get_loss("rasgan", generator_terms="all")
+    with pytest.raises(ConfigError, match=r"^loss\.margin: rasgan has no such option$"):
+        get_loss("rasgan", margin=2)
 
 
 # --- the registry ---
 
 
-def test_registry_schema_and_conf_agree() -> None:
-    assert set(LOSSES) == set(LOSS_NAMES)
-    assert all(loss.name == name for name, loss in LOSSES.items())
-    assert set(TWO_TERM_LOSSES) == {name for name, loss in LOSSES.items() if loss.form in TWO_TERM_FORMS}
-    folder = Path(__file__).parents[1] / "conf" / "loss"
-    assert {path.stem for path in folder.glob("*.yaml")} == set(LOSS_NAMES)
-    for name, loss in LOSSES.items():
-        values = yaml.safe_load((folder / f"{name}.yaml").read_text())
-        assert (values["name"], values["generator_terms"]) == (name, "both")
-        brought = [
-            entry["override /penalty@_global_.penalty"]
-            for entry in values.get("defaults", [])
-            if isinstance(entry, dict)
-        ]
-        assert brought == ([] if loss.penalty == "none" else [loss.penalty])
+def test_the_registry_is_the_table() -> None:
+    assert set(LOSSES) == ROWS.keys() | SAME_AS.keys()
+    assert all(loss_of_table(name).name == name for name in NAMES)
+    assert all(isinstance(LOSSES[name].options, TwoTermOptions) == (name in TWO_TERM_LOSSES) for name in NAMES)
+    assert all(LOSSES[name].facts.form == loss_of_table(name).form for name in NAMES)
 
 
-def test_recommended_penalties_can_be_built() -> None:
-    recommended = {name: loss.penalty for name, loss in LOSSES.items() if loss.penalty != "none"}
-    assert recommended == {
-        "wgan": "clip",
-        "wgan_gp": "gp",
-        "rsgan_gp": "gp",
-        "rasgan_gp": "gp",
-        "rpgan_r1r2": "r1r2",
+def test_conf_brings_penalties_and_nothing_else() -> None:
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "loss").glob("*.yaml")}
+    assert files == {
+        name: {"defaults": [{"override /penalty@_global_.penalty": penalty}]}
+        for name, penalty in {
+            "wgan": "clip",
+            "wgan_gp": "gp",
+            "rsgan_gp": "gp",
+            "rasgan_gp": "gp",
+            "rpgan_r1r2": "r1r2",
+        }.items()
     }
-    assert all(build_penalty(PenaltyConfig(name, 1.0)) is not None for name in recommended.values())
+    assert files.keys() < set(NAMES)
+
+
+@pytest.mark.usefixtures("_registries")
+def test_a_cost_of_ones_own_makes_a_loss_of_each_form() -> None:
+    register_cost("mine", lambda form: loss_of_table("rlsgan").cost, forms=("paired", "centered"))
+    assert set(LOSSES) - set(NAMES) == {"rmine", "rcmine"}
+    r, f = leaf(REAL), leaf(FAKE)
+    for mine, known in (("rmine", "rlsgan"), ("rcmine", "rclsgan")):
+        assert get_loss(mine).generator(r, f).item() == get_loss(known).generator(r, f).item()
+    assert get_loss("rcmine", generator_terms="fake").generator(r, f).item() > 0
+
+
+class Vector(Loss):
+    """Forgets the mean."""
+
+    def __init__(self, options: Options) -> None:
+        """Nothing to set."""
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return flat_logits(fake_logits) - flat_logits(real_logits)
+
+    def generator(self, real_logits: Tensor | None, fake_logits: Tensor) -> Tensor:
+        return -flat_logits(fake_logits).mean()
+
+
+class Detached(Vector):
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return super().discriminator(real_logits, fake_logits).mean().detach()
+
+
+class Number(Vector):
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Any:
+        return 0.0
+
+
+@pytest.mark.usefixtures("_registries")
+@pytest.mark.parametrize(
+    ("builder", "problem"),
+    [
+        (Vector, r"mine\.discriminator must return a scalar with a graph, got shape \(4,\)"),
+        (Detached, r"mine\.discriminator must return a scalar with a graph, got shape \(\)"),
+        (Number, r"mine\.discriminator must return a scalar with a graph, got float"),
+        (lambda options: torch.nn.Identity(), r"mine builds a Identity, not a relgan\.losses\.Loss"),
+    ],
+)
+def test_what_is_no_loss_is_refused_when_it_is_built(builder: Callable[..., Any], problem: str) -> None:
+    register_loss("mine", builder=builder)
+    with pytest.raises(ConfigError, match=f"^loss\\.name: {problem}$"):
+        build_loss(LOSSES["mine"].options)
 
 
 # --- what the generator's step may rely on ---
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_needs_real_for_generator_is_true_exactly_when_it_depends_on_it(name: str) -> None:
     loss = get_loss(name)
     r, f = leaf(REAL), leaf(FAKE)
@@ -342,7 +406,7 @@ def test_needs_real_for_generator_is_true_exactly_when_it_depends_on_it(name: st
         assert loss.generator(None, f).item() == loss.generator(r, f).item()
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_pull_is_the_derivative_whatever_the_batch_size(name: str) -> None:
     loss = get_loss(name)
     want_r, want_f = slopes(row(name)[0], REAL, FAKE)
@@ -372,7 +436,7 @@ def test_pull_works_without_a_graph_and_leaves_the_logits_alone() -> None:
 # --- numerics and misuse ---
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_logits_are_computed_in_float32(name: str, dtype: torch.dtype) -> None:
     r, f = leaf(REAL).detach().to(dtype), leaf(FAKE).detach().to(dtype)
@@ -382,7 +446,7 @@ def test_low_precision_logits_are_computed_in_float32(name: str, dtype: torch.dt
         torch.testing.assert_close(side(r, f), side(r.float(), f.float()), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_huge_logits_stay_finite(name: str) -> None:
     r = torch.tensor([1e4, -1e4], requires_grad=True)
     f = torch.tensor([-1e4, 1e4], requires_grad=True)
@@ -391,12 +455,36 @@ def test_huge_logits_stay_finite(name: str) -> None:
     assert all(bool(torch.isfinite(g).all()) for g in gradients)
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+EIGHT_REAL = np.array([2.3, -0.7, 0.35, 4.1, -1.9, 0.8, -2.6, 1.2])
+EIGHT_FAKE = np.array([-3.2, 0.45, 1.7, -0.2, 0.9, -1.1, 2.8, -0.5])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(8, 1), (8, 1, 1, 1), (2, 1, 2, 2)], ids=str)
+def test_columns_and_maps_are_the_same_as_flat_logits(name: str, shape: tuple[int, ...]) -> None:
+    loss = get_loss(name)
+    r, f = leaf(EIGHT_REAL), leaf(EIGHT_FAKE)
+    shaped_r, shaped_f = leaf(EIGHT_REAL.reshape(shape)), leaf(EIGHT_FAKE.reshape(shape))
+    for side in (loss.discriminator, loss.generator):
+        flat, shaped = side(r, f), side(shaped_r, shaped_f)
+        assert shaped.shape == ()
+        assert shaped.item() == flat.item()
+        of_flat = torch.autograd.grad(flat, (r, f), materialize_grads=True)
+        of_shaped = torch.autograd.grad(shaped, (shaped_r, shaped_f), materialize_grads=True)
+        for got, want in zip(of_shaped, of_flat, strict=True):
+            assert torch.equal(got, want.reshape(shape))
+    assert loss.probabilities(shaped_r, shaped_f) == loss.probabilities(r, f)
+    assert loss.pull(shaped_r, shaped_f) == loss.pull(r, f)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_of_a_wrong_shape_are_refused(name: str) -> None:
     loss = get_loss(name)
-    with pytest.raises(ValueError, match=r"real logits must have the shape \(N,\).*\(4, 1\)"):
-        loss.discriminator(torch.zeros(4, 1), torch.zeros(4))
-    with pytest.raises(ValueError, match=r"fake logits must have the shape \(N,\).*\(0,\)"):
+    wanted = r"logits must have the shape \(N,\), \(N, 1\) or \(N, 1, H, W\) with N ≥ 1, got"
+    for shape in ((4, 2), (4, 2, 3, 3), (4, 1, 3), ()):
+        with pytest.raises(ValueError, match=rf"real {wanted} {re.escape(str(shape))}$"):
+            loss.discriminator(torch.zeros(shape), torch.zeros(4))
+    with pytest.raises(ValueError, match=rf"fake {wanted} \(0,\)$"):
         loss.generator(torch.zeros(4), torch.zeros(0))
     if loss.form == "paired":
         with pytest.raises(ValueError, match=f"{name} pairs real with fake, but got 4 and 1"):

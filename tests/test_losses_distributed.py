@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from relgan.config import LOSS_NAMES
-from relgan.losses import get_loss
+from relgan.losses import LOSSES, get_loss
 
 WORLD = 2
 REAL = torch.tensor([2.3, -0.7, 0.35, 4.1, -1.9, 0.8], dtype=torch.float64)
@@ -21,7 +20,7 @@ Result = dict[str, list[list[float]]]
 def losses_and_gradients(r: torch.Tensor, f: torch.Tensor) -> Result:
     """Per loss: [value], ∂/∂r and ∂/∂f for each side."""
     results: Result = {}
-    for name in LOSS_NAMES:
+    for name in LOSSES:
         loss = get_loss(name)
         for side in ("discriminator", "generator"):
             real, fake = r.clone().requires_grad_(), f.clone().requires_grad_()
@@ -55,7 +54,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_two_ranks_equal_one(name: str, halves: list[Result]) -> None:
     whole = losses_and_gradients(REAL, FAKE)
     for side in ("discriminator", "generator"):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from torch import Tensor, nn
 
-from relgan.config import PENALTY_NAMES, ConfigError, ModelConfig, PenaltyConfig
+import tiny
+from relgan.config import resolve
 from relgan.networks import build_networks
-from relgan.penalties import Penalty, build_penalty
+from relgan.options import ConfigError
+from relgan.penalties import build_penalty
+from relgan.registry import PENALTIES, PenaltyOptions, register_penalty
 
 SHAPE = (3, 4, 4)
 GRADIENT_PENALTIES = ("gp", "r1", "r2", "r1r2", "dragan")
@@ -45,12 +48,6 @@ def images(n: int, seed: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def build(name: str, weight: float) -> Penalty:
-    penalty = build_penalty(PenaltyConfig(name, weight))
-    assert penalty is not None
-    return penalty
-
-
 def expected(name: str, weight: float, critic: Quadratic, real: Tensor, fake: Tensor) -> Tensor:
     """Each row of the table, from the closed form of the gradient and the points the critic was shown."""
 
@@ -67,7 +64,7 @@ def expected(name: str, weight: float, critic: Quadratic, real: Tensor, fake: Te
 @pytest.mark.parametrize("name", GRADIENT_PENALTIES)
 def test_value_and_gradient_equal_the_closed_form(name: str, critic: Quadratic) -> None:
     real, fake = images(6, 1), images(6, 2, scale=2.0)
-    penalty = build(name, 3.0)(critic, real, fake)
+    penalty = tiny.penalty(name, 3.0)(critic, real, fake)
     want = expected(name, 3.0, critic, real, fake)
     assert penalty.shape == ()
     torch.testing.assert_close(penalty, want)
@@ -84,7 +81,7 @@ def test_a_1_lipschitz_critic_pays_nothing_at_any_batch_size(name: str, batch: i
     """One norm over the whole batch would be √batch instead of 1."""
     slope = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
     critic = Quadratic(0.0, slope / slope.norm())
-    assert build(name, 10.0)(critic, images(batch, 1), images(batch, 2)).item() == pytest.approx(0, abs=1e-9)
+    assert tiny.penalty(name, 10.0)(critic, images(batch, 1), images(batch, 2)).item() == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 64])
@@ -92,13 +89,13 @@ def test_a_1_lipschitz_critic_pays_nothing_at_any_batch_size(name: str, batch: i
 def test_zero_centered_penalties_have_the_half(name: str, want: float, batch: int) -> None:
     """γ = 1 and a gradient of norm 1 everywhere: ½ at each place."""
     critic = Quadratic(0.0, torch.full(SHAPE, 1 / 48**0.5))
-    value = build(name, 1.0)(critic, images(batch, 1), images(batch, 2))
+    value = tiny.penalty(name, 1.0)(critic, images(batch, 1), images(batch, 2))
     assert value.item() == pytest.approx(want, abs=1e-6)
 
 
 def test_gp_draws_one_u_per_sample_on_the_segment(critic: Quadratic) -> None:
     real, fake = images(64, 1), images(64, 2)
-    build("gp", 10.0)(critic, real, fake)
+    tiny.penalty("gp", 10.0)(critic, real, fake)
     shares = ((critic.seen[0] - fake) / (real - fake)).flatten(1)
     u = shares.median(dim=1).values
     torch.testing.assert_close(critic.seen[0], torch.lerp(fake, real, u[:, None, None, None]))
@@ -109,7 +106,7 @@ def test_gp_draws_one_u_per_sample_on_the_segment(critic: Quadratic) -> None:
 
 def test_dragan_stays_near_the_real_images(critic: Quadratic) -> None:
     real = images(64, 1, scale=3.0)
-    build("dragan", 10.0)(critic, real, images(64, 2))
+    tiny.penalty("dragan", 10.0)(critic, real, images(64, 2))
     shift = (critic.seen[0] - real).flatten(1) / (0.5 * real.std())
     assert shift.min() >= -1e-5
     assert shift.max() <= 1
@@ -122,7 +119,7 @@ def test_dragan_stays_near_the_real_images(critic: Quadratic) -> None:
 @pytest.mark.parametrize("name", GRADIENT_PENALTIES)
 def test_nothing_flows_to_the_images(name: str, critic: Quadratic) -> None:
     real, fake = images(4, 1).requires_grad_(), images(4, 2).requires_grad_()
-    build(name, 1.0)(critic, real, fake).backward()
+    tiny.penalty(name, 1.0)(critic, real, fake).backward()
     assert real.grad is None
     assert fake.grad is None
     assert critic.slope.grad is not None
@@ -131,7 +128,7 @@ def test_nothing_flows_to_the_images(name: str, critic: Quadratic) -> None:
 @pytest.mark.parametrize("name", GRADIENT_PENALTIES)
 def test_a_constant_critic_gives_finite_gradients(name: str) -> None:
     critic = Quadratic(0.0, torch.zeros(SHAPE))
-    build(name, 1.0)(critic, images(4, 1), images(4, 2)).backward()
+    tiny.penalty(name, 1.0)(critic, images(4, 1), images(4, 2)).backward()
     assert critic.slope.grad is not None
     assert torch.isfinite(critic.slope.grad).all()
 
@@ -141,7 +138,7 @@ def test_the_norm_is_taken_in_float32(name: str, want: str) -> None:
     """The gradient is known to bfloat16's 8 bits, but nothing is lost after it."""
     slope = images(1, 3)[0].bfloat16()
     critic = Quadratic(0.0, slope).bfloat16()
-    value = build(name, 1.0)(critic, images(4, 1).bfloat16(), images(4, 2).bfloat16())
+    value = tiny.penalty(name, 1.0)(critic, images(4, 1).bfloat16(), images(4, 2).bfloat16())
     norm = slope.double().norm()
     exact = {"gp": (norm - 1) ** 2, "r1": norm**2 / 2, "r1r2": norm**2}[want]
     assert value.dtype == torch.float32
@@ -151,14 +148,14 @@ def test_the_norm_is_taken_in_float32(name: str, want: str) -> None:
 @pytest.mark.parametrize("name", GRADIENT_PENALTIES)
 def test_autocast(name: str) -> None:
     torch.manual_seed(0)
-    _, critic = build_networks(ModelConfig(width=8), 32, 3)
+    _, critic = build_networks(tiny.model(width=8), 32, 3)
     critic.eval()
     real, fake = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32)
 
     def value(enabled: bool) -> Tensor:
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            return build(name, 1.0)(critic, real, fake)
+            return tiny.penalty(name, 1.0)(critic, real, fake)
 
     low, full = value(True), value(False)
     assert low.dtype == torch.float32
@@ -171,17 +168,17 @@ def test_autocast(name: str) -> None:
 @pytest.mark.parametrize("spectral", [False, True])
 def test_networks_can_be_differentiated_twice(model: str, activation: str, spectral: bool) -> None:
     torch.manual_seed(0)
-    options = ModelConfig(name=model, width=4, activation=activation, spectral_norm=spectral)
+    options = tiny.model(model, width=4, activation=activation, spectral_norm=spectral)
     _, critic = build_networks(options, 32, 1)
     real, fake = torch.rand(3, 1, 32, 32), torch.rand(3, 1, 32, 32)
-    build("r1r2", 1.0)(critic, real, fake).backward()
+    tiny.penalty("r1r2", 1.0)(critic, real, fake).backward()
     gradients = [p.grad for name, p in critic.named_parameters() if name.endswith(("weight", "original"))]
     assert all(g is not None and bool(torch.isfinite(g).all()) and bool(g.any()) for g in gradients)
 
 
 def test_clip_clamps_after_the_step_and_adds_nothing() -> None:
     critic = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Linear(8, 1), nn.Flatten(0))
-    penalty = build("clip", 0.03)
+    penalty = tiny.penalty("clip", 0.03)
     before = {name: p.detach().clone() for name, p in critic.named_parameters()}
     term = penalty(critic, images(2, 1), images(2, 2))
     assert term.item() == 0
@@ -195,25 +192,29 @@ def test_clip_clamps_after_the_step_and_adds_nothing() -> None:
 @pytest.mark.parametrize("name", GRADIENT_PENALTIES)
 def test_other_penalties_leave_parameters_alone(name: str, critic: Quadratic) -> None:
     before = critic.slope.detach().clone()
-    build(name, 1.0).after_step(critic)
+    tiny.penalty(name, 1.0).after_step(critic)
     torch.testing.assert_close(critic.slope.detach(), before, rtol=0, atol=0)
 
 
 def test_gp_refuses_batches_it_cannot_mix(critic: Quadratic) -> None:
     with pytest.raises(ValueError, match="gp mixes real with fake"):
-        build("gp", 1.0)(critic, images(4, 1), images(1, 2))
+        tiny.penalty("gp", 1.0)(critic, images(4, 1), images(1, 2))
 
 
-def test_conf_builds_every_penalty_with_the_published_weight() -> None:
-    folder = Path(__file__).parents[1] / "conf" / "penalty"
-    files = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
-    # Clipping changes the model as well, so its file names the group.
-    configs = {name: PenaltyConfig(**content.get("penalty", content)) for name, content in files.items()}
-    assert set(configs) == set(PENALTY_NAMES)
-    assert all(name == config.name for name, config in configs.items())
-    weights: dict[str, float] = {name: config.weight for name, config in configs.items()}
+def test_without_a_penalty_nothing_is_regularised(critic: Quadratic) -> None:
+    none = tiny.penalty("none")
+    before = critic.slope.detach().clone()
+    assert none.points(images(2, 1), images(2, 2)) == ()
+    assert none(critic, images(2, 1), images(2, 2)).item() == 0
+    none.after_step(critic)
+    assert not critic.seen
+    assert torch.equal(critic.slope, before)
+
+
+def test_every_penalty_has_the_published_weight() -> None:
+    weights = {name: getattr(entry.options, "weight", None) for name, entry in PENALTIES.items()}
     assert weights == {
-        "none": 0,
+        "none": None,
         "gp": 10,
         "r1": 1,
         "r2": 1,
@@ -221,10 +222,30 @@ def test_conf_builds_every_penalty_with_the_published_weight() -> None:
         "dragan": 10,
         "clip": 0.01,
     }
-    built: dict[str, Callable[..., Tensor] | None] = {n: build_penalty(c) for n, c in configs.items()}
-    assert [name for name, penalty in built.items() if penalty is None] == ["none"]
+    built = {name: build_penalty(entry.options) for name, entry in PENALTIES.items()}
+    for name in ("gp", "r1", "r2", "r1r2", "dragan"):
+        assert vars(built[name])["weight"] == weights[name]
+    assert vars(built["clip"])["bound"] == weights["clip"]
+
+
+def test_only_clipping_has_a_file_because_it_changes_the_model_as_well() -> None:
+    folder = Path(__file__).parents[1] / "conf" / "penalty"
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
+    assert files == {"clip": {"model": {"spectral_norm": False}}}
+    with pytest.raises(ConfigError, match=r"^model\.spectral_norm: must be false with penalty=clip"):
+        resolve({"penalty": {"name": "clip"}})
 
 
 def test_an_unknown_penalty_is_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"^penalty\.name: 'r3' is not one of none, gp, .*clip$"):
-        build_penalty(PenaltyConfig("r3", 1.0))
+    with pytest.raises(ConfigError, match=r"^penalty\.name: 'r3' is not one of none, gp, .*clip"):
+        build_penalty(PenaltyOptions("r3"))
+
+
+@pytest.mark.usefixtures("_registries")
+def test_what_is_no_penalty_is_refused_when_it_is_built() -> None:
+    def mine(options: PenaltyOptions) -> Any:
+        return lambda critic, real, fake: 0.0
+
+    register_penalty("mine", builder=mine)
+    with pytest.raises(ConfigError, match=r"^penalty\.name: mine builds a function, not a relgan\.penalties\.Penalty$"):
+        build_penalty(PENALTIES["mine"].options)

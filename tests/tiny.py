@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,15 @@ import torch
 from omegaconf import OmegaConf
 
 from relgan.build import build_run
-from relgan.config import Config, ModelConfig, OptimizerConfig, PenaltyConfig, validate
+from relgan.builtin import ConvOptions
+from relgan.config import Config, OptimizerConfig, resolve
 from relgan.losses import get_loss
 from relgan.networks import build_networks
-from relgan.penalties import build_penalty
+from relgan.penalties import Penalty, build_penalty
+from relgan.registry import MODELS, PENALTIES
 from relgan.training.loop import Outcome, train
-from relgan.training.schedule import build_optimizers
-from relgan.training.step import Precision, Step
+from relgan.training.optimizers import build_optimizers
+from relgan.training.update import Precision, Update
 
 SIZE = (
     "dataset.num_images=64",
@@ -29,23 +32,33 @@ SIZE = (
     "precision=fp32",
     "device=cpu",
 )
-OPTIONS = ("dataset.name=digits", "tracker.name=none", "metrics.scores=[]", *SIZE)
+# Batch norm in both networks, at the papers' learning rates.
+CALM = ("model.spectral_norm=false", "optimizer.lr_g=2e-4", "optimizer.lr_d=2e-4")
+OPTIONS = ("dataset.name=digits", "tracker.name=none", "metrics.scores=[]", *CALM, *SIZE)
 ARGUMENTS = ("dataset=digits", "tracker=none", "metrics=none", *SIZE)
 
 
 def config(*overrides: str) -> Config:
     """The tiny configuration with dotted ``overrides`` (loss.name=wgan, not loss=wgan), checked."""
     torch.set_num_threads(1)
-    node = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([*OPTIONS, *overrides]))
-    made = OmegaConf.to_object(node)
-    assert isinstance(made, Config)
-    validate(made)
-    return made
+    return resolve(OmegaConf.from_dotlist([*OPTIONS, *overrides]))
 
 
 def run(directory: Path, *overrides: str) -> Outcome:
-    """Train the tiny configuration in ``directory``."""
-    return train(build_run(config(*overrides), directory))
+    """Train the tiny configuration in ``directory``; the overrides are also the words of its command line."""
+    return train(build_run(config(*overrides), directory, overrides))
+
+
+def model(name: str = "dcgan", **options: Any) -> ConvOptions:
+    """Options of a network pair; without spectral norm unless they say so."""
+    made = dataclasses.replace(MODELS[name].options, **{"spectral_norm": False, **options})
+    assert isinstance(made, ConvOptions)
+    return made
+
+
+def penalty(name: str, weight: float | None = None) -> Penalty:
+    """A penalty; ``weight`` None: its own default."""
+    return build_penalty(dataclasses.replace(PENALTIES[name].options, **({} if weight is None else {"weight": weight})))
 
 
 def records(directory: Path) -> list[dict[str, Any]]:
@@ -88,24 +101,23 @@ def differing(a: Any, b: Any) -> list[str]:
     return names
 
 
-def step(
-    model: ModelConfig,
+def update(
+    options: ConvOptions,
     loss: str,
     *,
     penalty: str = "none",
-    weight: float = 1.0,
     optimizer: OptimizerConfig | None = None,
     dtype: torch.dtype = torch.float32,
     accumulate: int = 1,
-) -> Step:
-    """A step on new 32×32 grey networks on the CPU."""
-    generator, critic = (network.to(dtype) for network in build_networks(model, 32, 1))
-    optimizer_g, optimizer_d = build_optimizers(optimizer or OptimizerConfig(), generator, critic)
-    return Step(
+) -> Update:
+    """An update of new 32×32 grey networks on the CPU."""
+    generator, critic = (network.to(dtype) for network in build_networks(options, 32, 1))
+    optimizer_g, optimizer_d = build_optimizers(optimizer or OptimizerConfig(lr_g=2e-4, lr_d=2e-4), generator, critic)
+    return Update(
         generator=generator,
         critic=critic,
         loss=get_loss(loss),
-        penalty=build_penalty(PenaltyConfig(penalty, weight)),
+        penalty=build_penalty(PENALTIES[penalty].options),
         optimizer_g=optimizer_g,
         optimizer_d=optimizer_d,
         precision=Precision(torch.device("cpu"), "fp32"),

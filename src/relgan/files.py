@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
-
-if TYPE_CHECKING:
-    import PIL.Image
+from typing import BinaryIO
 
 
 @contextlib.contextmanager
@@ -38,11 +35,3 @@ def atomic_write(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-
-
-def save_gif(frames: Iterable[PIL.Image.Image], path: Path, *, milliseconds: int) -> None:
-    """Write pictures of one size as an endless animation, one in memory at a time."""
-    rest = iter(frames)
-    first = next(rest)
-    with atomic_write(path) as file:
-        first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)

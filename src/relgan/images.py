@@ -7,11 +7,15 @@ import math
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from relgan.files import atomic_write
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 _MINUS_ONE = torch.tensor(-1.0)
 _STEP = 0.007843137
@@ -48,18 +52,15 @@ def grid(images: Tensor, *, columns: int | None = None, gap: int = 2, separate_c
     Returns:
         uint8 (H', W', 3).
     """
+    # Here, because torchvision takes more than a second to import.
+    from torchvision.utils import make_grid
+
     if separate_channels and images.shape[1] == 3:
         grey = images.repeat_interleave(3, dim=1).unflatten(1, (3, 3)).unbind(1)
         images = torch.cat([images, *grey], dim=3)
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
     n, _, height, width = images.shape
     columns = columns or max(1, math.ceil(math.sqrt(n * height / width)))
-    rows = math.ceil(n / columns)
-    canvas = torch.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=torch.uint8)
-    for index, image in enumerate(images.cpu()):
-        top, left = (gap + (index // columns) * (height + gap), gap + (index % columns) * (width + gap))
-        canvas[top : top + height, left : left + width] = image.permute(1, 2, 0)
-    return canvas
+    return make_grid(images.cpu(), nrow=columns, padding=gap, pad_value=255).permute(1, 2, 0)
 
 
 def save_png(picture: Tensor, path: Path) -> None:
@@ -103,3 +104,11 @@ def _png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels.contiguous().numpy()).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def save_gif(frames: Iterable[PIL.Image.Image], path: Path, *, milliseconds: int) -> None:
+    """Write pictures of one size as an endless animation, one in memory at a time."""
+    rest = iter(frames)
+    first = next(rest)
+    with atomic_write(path) as file:
+        first.save(file, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)

@@ -16,30 +16,35 @@ A loss takes the critic's raw outputs r = C(x) and f = C(G(z)), each of shape (N
 
 Means r̄ and f̄ (and all pairs) are taken over all ranks, which must therefore all call a loss together, and
 gradients flow through them. Paired losses expect batches of equal length. Everything is computed in float32
-(float64 if the logits are), whatever precision the networks used.
+(float64 if the logits are), whatever precision the networks used. A critic may also return (N, 1), or a map
+(N, 1, H, W) of logits of patches (Isola et al. 2017), each of which then counts as a sample.
+
+Which cost in which form is called what: :mod:`relgan.builtin`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from relgan.config import GENERATOR_TERMS, ConfigError
 from relgan.distributed import global_cat, global_mean
+from relgan.options import ConfigError, check
+from relgan.registry import COSTS, LOSSES, TWO_TERM_FORMS, Combination, Form, LossOptions
 
-Form = Literal["standard", "paired", "average", "centered", "all_pairs"]
+__all__ = ["LOSSES", "AdversarialLoss", "Cost", "Loss", "get_loss"]
+
 Elementwise = Callable[[Tensor], Tensor]
 
 WEIGHTS: Mapping[Form, float] = MappingProxyType(
     {"standard": 1.0, "paired": 0.5, "average": 0.5, "centered": 1.0, "all_pairs": 1.0}
 )
-TWO_TERM_FORMS: tuple[Form, ...] = ("average", "centered")
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ def _negative(cost: Elementwise) -> Elementwise:
     return lambda a: -cost(a)
 
 
-def _non_saturating(f1: Elementwise, f2: Elementwise, alone: Elementwise | None = None) -> Cost:
+def non_saturating(f1: Elementwise, f2: Elementwise, alone: Elementwise | None = None) -> Cost:
+    """The generator's costs are the critic's with real and fake exchanged."""
     return Cost(f1, f2, g1=f2, g2=f1, alone=alone or f1)
 
 
@@ -85,110 +91,81 @@ def _hinge_fake(a: Tensor) -> Tensor:
     return relu(1 + a)
 
 
-LOG = _non_saturating(_log_real, softplus)
-LOG_SATURATING = Cost(_log_real, softplus, g1=_negative(_log_real), g2=_negative(softplus), alone=_negative(softplus))
-# Least squares aims at 1 and 0 in the standard form, at +1 and −1 in the relativistic ones.
-SQUARE_STANDARD = _non_saturating(_target_plus, torch.square)
-SQUARE = _non_saturating(_target_plus, _target_minus)
-# The standard hinge generator is linear; the relativistic ones keep the hinge.
-HINGE_STANDARD = Cost(_hinge_real, _hinge_fake, g1=torch.positive, g2=torch.neg, alone=torch.neg)
-HINGE = _non_saturating(_hinge_real, _hinge_fake, alone=torch.neg)
-LINEAR = _non_saturating(torch.neg, torch.positive)
+def log_cost(form: Form) -> Cost:
+    return non_saturating(_log_real, softplus)
 
 
-def _check_logits(logits: Tensor, which: str) -> Tensor:
-    if logits.ndim != 1 or not len(logits):
-        raise ValueError(f"{which} logits must have the shape (N,) with N ≥ 1, got {tuple(logits.shape)}")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def saturating_cost(form: Form) -> Cost:
+    return Cost(_log_real, softplus, g1=_negative(_log_real), g2=_negative(softplus), alone=_negative(softplus))
 
 
-@dataclass(frozen=True)
-class AdversarialLoss:
-    """One named pair of discriminator and generator losses.
+def square_cost(form: Form) -> Cost:
+    """Least squares aims at 1 and 0 in the standard form, at +1 and −1 in the relativistic ones."""
+    return non_saturating(_target_plus, torch.square if form == "standard" else _target_minus)
+
+
+def hinge_cost(form: Form) -> Cost:
+    """The standard generator is linear; the relativistic ones keep the hinge."""
+    if form == "standard":
+        return Cost(_hinge_real, _hinge_fake, g1=torch.positive, g2=torch.neg, alone=torch.neg)
+    return non_saturating(_hinge_real, _hinge_fake, alone=torch.neg)
+
+
+def linear_cost(form: Form) -> Cost:
+    return non_saturating(torch.neg, torch.positive)
+
+
+def flat_logits(logits: Tensor, which: str = "the") -> Tensor:
+    """Logits (N,), (N, 1) or a map (N, 1, H, W) as one dimension, in float32 or wider.
+
+    Raises:
+        ValueError: another shape, or none at all.
+    """
+    if not (logits.ndim == 1 or (logits.ndim in (2, 4) and logits.shape[1] == 1)) or not logits.numel():
+        raise ValueError(
+            f"{which} logits must have the shape (N,), (N, 1) or (N, 1, H, W) with N ≥ 1, got {tuple(logits.shape)}"
+        )
+    return logits.flatten().to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class Loss(ABC):
+    """A critic's and a generator's loss, from the critic's logits of real and of fake images.
 
     Attributes:
-        name: its name in ``LOSSES``.
-        form: how real and fake logits are compared.
-        cost: the elementwise costs.
-        generator_terms: "both", or an ablation of two-term losses: only the "fake" or the "real" term (with
-            its weight), or the "standard" GAN's generator loss.
-        penalty: the regulariser the loss was published with, a name that ``relgan.penalties`` knows.
+        form: how real and fake are compared, a tag of a run.
+        needs_real_for_generator: whether the generator's loss depends on the real logits, which are then computed.
     """
 
-    name: str
-    form: Form
-    cost: Cost
-    generator_terms: str = "both"
-    penalty: str = "none"
+    form: str = "own"
+    needs_real_for_generator: bool = True
 
-    def __post_init__(self) -> None:
-        if self.generator_terms not in GENERATOR_TERMS:
-            accepted = ", ".join(GENERATOR_TERMS)
-            raise ConfigError("loss.generator_terms", f"{self.generator_terms!r} is not one of {accepted}")
-        if self.generator_terms != "both" and self.form not in TWO_TERM_FORMS:
-            raise ConfigError(
-                "loss.generator_terms",
-                f"only both is accepted with loss={self.name}; "
-                f"{self.generator_terms} needs a two-term relativistic loss, such as rasgan",
-            )
-
-    @property
-    def needs_real_for_generator(self) -> bool:
-        """Whether the generator's loss depends on the real logits."""
-        return self.form != "standard" and self.generator_terms != "standard"
-
-    def compare(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits as this loss compares them.
-
-        Args:
-            real_logits: (N,), any floating type.
-            fake_logits: (M,); M = N for the paired form.
-
-        Returns:
-            a_real and a_fake of the module's table: shapes (N,) and (M,), or (N, M) twice for all pairs.
-
-        Raises:
-            ValueError: logits that are not one-dimensional, are empty, or have no partner in a paired loss.
-        """
-        r, f = _check_logits(real_logits, "real"), _check_logits(fake_logits, "fake")
-        if self.form == "standard":
-            return r, f
-        if self.form == "paired":
-            if len(r) != len(f):
-                raise ValueError(f"{self.name} pairs real with fake, but got {len(r)} and {len(f)} logits")
-            return r - f, f - r
-        if self.form == "average":
-            return r - global_mean(f), f - global_mean(r)
-        if self.form == "centered":
-            center = (global_mean(r) + global_mean(f)) / 2
-            return r - center, f - center
-        difference = global_cat(r)[:, None] - global_cat(f)[None, :]
-        return difference, -difference
-
+    @abstractmethod
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """The critic's loss, a scalar with gradients to both; arguments as in :meth:`compare`."""
-        a_real, a_fake = self.compare(real_logits, fake_logits)
-        return WEIGHTS[self.form] * (self.cost.f1(a_real).mean() + self.cost.f2(a_fake).mean())
+        """The critic's loss: a scalar with gradients to both; arguments as in :meth:`compare`."""
 
+    @abstractmethod
     def generator(self, real_logits: Tensor | None, fake_logits: Tensor) -> Tensor:
-        """The generator's loss, a scalar.
+        """The generator's loss: a scalar.
 
         Args:
             real_logits: as in :meth:`compare`; None is accepted unless :attr:`needs_real_for_generator`.
             fake_logits: as in :meth:`compare`.
         """
-        if not self.needs_real_for_generator:
-            cost = self.cost.g2 if self.form == "standard" else self.cost.alone
-            return cost(_check_logits(fake_logits, "fake")).mean()
-        if real_logits is None:
-            raise ValueError(f"the generator's loss of {self.name} needs the real logits")
-        a_real, a_fake = self.compare(real_logits, fake_logits)
-        terms = []
-        if self.generator_terms != "fake":
-            terms.append(self.cost.g1(a_real).mean())
-        if self.generator_terms != "real":
-            terms.append(self.cost.g2(a_fake).mean())
-        return WEIGHTS[self.form] * torch.stack(terms).sum()
+
+    def compare(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits as this loss compares them; here, as they are.
+
+        Args:
+            real_logits: (N,), (N, 1) or (N, 1, H, W), any floating type.
+            fake_logits: the same of M images; M = N for the paired form.
+
+        Returns:
+            a_real and a_fake of the module's table, flat.
+
+        Raises:
+            ValueError: logits of another shape, or without a partner in a paired loss.
+        """
+        return flat_logits(real_logits, "real"), flat_logits(fake_logits, "fake")
 
     @torch.no_grad()
     def probabilities(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,52 +184,114 @@ class AdversarialLoss:
             two scalars without a graph.
         """
         with torch.enable_grad():
-            r = _check_logits(real_logits, "real").detach().clone().requires_grad_()
-            f = _check_logits(fake_logits, "fake").detach().clone().requires_grad_()
-            by_real, by_fake = torch.autograd.grad(self.discriminator(r, f), (r, f))
+            r = flat_logits(real_logits, "real").detach().clone().requires_grad_()
+            f = flat_logits(fake_logits, "fake").detach().clone().requires_grad_()
+            by_real, by_fake = torch.autograd.grad(self.discriminator(r, f), (r, f), materialize_grads=True)
         return by_real.abs().sum(), by_fake.abs().sum()
 
 
-def _catalogue() -> Mapping[str, AdversarialLoss]:
-    losses = [
-        AdversarialLoss("sgan", "standard", LOG),
-        AdversarialLoss("sgan_saturating", "standard", LOG_SATURATING),
-        AdversarialLoss("lsgan", "standard", SQUARE_STANDARD),
-        AdversarialLoss("hinge", "standard", HINGE_STANDARD),
-        AdversarialLoss("wgan", "standard", LINEAR, penalty="clip"),
-        AdversarialLoss("wgan_gp", "standard", LINEAR, penalty="gp"),
-    ]
-    forms: tuple[tuple[str, Form], ...] = (
-        ("r{}", "paired"),
-        ("ra{}", "average"),
-        ("rc{}", "centered"),
-        ("r{}_allpairs", "all_pairs"),
-    )
-    for pattern, form in forms:
-        for base, cost in (("sgan", LOG), ("lsgan", SQUARE), ("hinge", HINGE)):
-            losses.append(AdversarialLoss(pattern.format(base), form, cost))
-    named = {loss.name: loss for loss in losses}
-    variants = (
-        ("ragan", "rasgan", "none"),
-        ("rsgan_gp", "rsgan", "gp"),
-        ("rasgan_gp", "rasgan", "gp"),
-        ("rpgan_r1r2", "rsgan", "r1r2"),
-    )
-    for name, base, penalty in variants:
-        named[name] = replace(named[base], name=name, penalty=penalty)
-    return MappingProxyType(named)
+@dataclass(frozen=True)
+class AdversarialLoss(Loss):
+    """A cost in one of the five forms.
+
+    Attributes:
+        name: what it is called.
+        form: how real and fake logits are compared.
+        cost: the elementwise costs.
+        generator_terms: "both", or an ablation of two-term losses: only the "fake" or the "real" term (with
+            its weight), or the "standard" GAN's generator loss.
+    """
+
+    name: str
+    form: Form = field()  # without the default of Loss
+    cost: Cost
+    generator_terms: str = "both"
+
+    def __post_init__(self) -> None:
+        if self.generator_terms != "both" and self.form not in TWO_TERM_FORMS:
+            raise ConfigError(
+                "loss.generator_terms",
+                f"only both is accepted with loss={self.name}; "
+                f"{self.generator_terms} needs a two-term relativistic loss, such as rasgan",
+            )
+
+    @property
+    def needs_real_for_generator(self) -> bool:  # type: ignore[override]
+        return self.form != "standard" and self.generator_terms != "standard"
+
+    def compare(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
+        r, f = super().compare(real_logits, fake_logits)
+        if self.form == "standard":
+            return r, f
+        if self.form == "paired":
+            if len(r) != len(f):
+                raise ValueError(f"{self.name} pairs real with fake, but got {len(r)} and {len(f)} logits")
+            return r - f, f - r
+        if self.form == "average":
+            return r - global_mean(f), f - global_mean(r)
+        if self.form == "centered":
+            center = (global_mean(r) + global_mean(f)) / 2
+            return r - center, f - center
+        difference = global_cat(r)[:, None] - global_cat(f)[None, :]
+        return difference, -difference
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        a_real, a_fake = self.compare(real_logits, fake_logits)
+        return WEIGHTS[self.form] * (self.cost.f1(a_real).mean() + self.cost.f2(a_fake).mean())
+
+    def generator(self, real_logits: Tensor | None, fake_logits: Tensor) -> Tensor:
+        if not self.needs_real_for_generator:
+            cost = self.cost.g2 if self.form == "standard" else self.cost.alone
+            return cost(flat_logits(fake_logits, "fake")).mean()
+        if real_logits is None:
+            raise ValueError(f"the generator's loss of {self.name} needs the real logits")
+        a_real, a_fake = self.compare(real_logits, fake_logits)
+        terms = []
+        if self.generator_terms != "fake":
+            terms.append(self.cost.g1(a_real).mean())
+        if self.generator_terms != "real":
+            terms.append(self.cost.g2(a_fake).mean())
+        return WEIGHTS[self.form] * torch.stack(terms).sum()
 
 
-LOSSES: Mapping[str, AdversarialLoss] = _catalogue()
-"""Every named loss; its recommended penalty is a hint, not part of the loss's value."""
+def combined(options: LossOptions) -> AdversarialLoss:
+    """The loss that is registered as one cost in one form."""
+    made: Combination = LOSSES[options.name].facts
+    cost = COSTS[made.cost].build(made.form)
+    return AdversarialLoss(options.name, made.form, cost, getattr(options, "generator_terms", "both"))
 
 
-def get_loss(name: str, generator_terms: str = "both") -> AdversarialLoss:
-    """The loss of that name.
+def get_loss(name: str, **options: Any) -> Loss:
+    """The loss of that name, with options of its own (``generator_terms="fake"``).
 
     Raises:
-        ConfigError: an unknown name, or ``generator_terms`` this loss does not accept.
+        ConfigError: an unknown name or option, or a value it does not accept.
     """
-    if name not in LOSSES:
-        raise ConfigError("loss.name", f"{name!r} is not one of {', '.join(LOSSES)}")
-    return replace(LOSSES[name], generator_terms=generator_terms)
+    entry = LOSSES[name]
+    try:
+        chosen = replace(entry.options, **options)
+    except TypeError as error:
+        raise ConfigError(f"loss.{next(iter(options))}", f"{name} has no such option") from error
+    check(chosen, "loss.")
+    return build_loss(chosen)
+
+
+def build_loss(options: LossOptions) -> Loss:
+    """Build a loss and see that it is one.
+
+    Raises:
+        ConfigError: it is no :class:`Loss`, or does not return scalars.
+    """
+    loss = LOSSES[options.name].build(options)
+    if not isinstance(loss, Loss):
+        raise ConfigError("loss.name", f"{options.name} builds a {type(loss).__name__}, not a relgan.losses.Loss")
+    with torch.enable_grad():
+        logits = torch.linspace(-1, 1, 4).requires_grad_()
+        for method in (loss.discriminator, loss.generator):
+            value = method(logits, logits.flip(0))
+            if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ConfigError(
+                    "loss.name", f"{options.name}.{method.__name__} must return a scalar with a graph, got {got}"
+                )
+    return loss

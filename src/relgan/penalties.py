@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from relgan.config import PENALTY_NAMES, ConfigError, PenaltyConfig
+from relgan.builtin import WeightedOptions
 from relgan.distributed import global_mean, own_part, world_size
+from relgan.options import ConfigError
+from relgan.registry import PENALTIES, PenaltyOptions
 
 
 class Penalty:
-    """A regulariser of the critic: the sum of its :meth:`term` over its :meth:`points`."""
+    """A regulariser of the critic: the sum of its :meth:`term` over its :meth:`points`. This one has none of either."""
 
     def points(self, real: Tensor, fake: Tensor) -> Sequence[Tensor]:
         """Where the critic's gradient is looked at.
@@ -150,25 +152,42 @@ class WeightClipping(Penalty):
         torch._foreach_clamp_max_(parameters, self.bound)
 
 
-def build_penalty(config: PenaltyConfig) -> Penalty | None:
-    """The penalty of that name and weight (λ, γ or c); None for "none".
+def none(options: PenaltyOptions) -> Penalty:
+    return Penalty()
+
+
+def gp(options: WeightedOptions) -> Penalty:
+    return GradientPenalty(options.weight)
+
+
+def r1(options: WeightedOptions) -> Penalty:
+    return ZeroCenteredPenalty(options.weight, at_fake=False)
+
+
+def r2(options: WeightedOptions) -> Penalty:
+    return ZeroCenteredPenalty(options.weight, at_real=False)
+
+
+def r1r2(options: WeightedOptions) -> Penalty:
+    return ZeroCenteredPenalty(options.weight)
+
+
+def dragan(options: WeightedOptions) -> Penalty:
+    return DraganPenalty(options.weight)
+
+
+def clip(options: WeightedOptions) -> Penalty:
+    return WeightClipping(options.weight)
+
+
+def build_penalty(options: PenaltyOptions) -> Penalty:
+    """The penalty that ``options.name`` names.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or one that builds something else.
     """
-    match config.name:
-        case "none":
-            return None
-        case "gp":
-            return GradientPenalty(config.weight)
-        case "r1":
-            return ZeroCenteredPenalty(config.weight, at_fake=False)
-        case "r2":
-            return ZeroCenteredPenalty(config.weight, at_real=False)
-        case "r1r2":
-            return ZeroCenteredPenalty(config.weight)
-        case "dragan":
-            return DraganPenalty(config.weight)
-        case "clip":
-            return WeightClipping(config.weight)
-    raise ConfigError("penalty.name", f"{config.name!r} is not one of {', '.join(PENALTY_NAMES)}")
+    penalty = PENALTIES[options.name].build(options)
+    if not isinstance(penalty, Penalty):
+        built = type(penalty).__name__
+        raise ConfigError("penalty.name", f"{options.name} builds a {built}, not a relgan.penalties.Penalty")
+    return penalty

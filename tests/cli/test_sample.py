@@ -51,7 +51,7 @@ def pixels(path: Path) -> NDArray[np.uint8]:
 
 
 def test_the_grid_is_that_of_training_for_its_seed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    call(monkeypatch, f"run={run_dir}", "n=4", "seed=1")
+    call(monkeypatch, str(run_dir), "n=4", "seed=1")
     np.testing.assert_array_equal(pixels(Path("sample.png")), pixels(run_dir / "samples" / "step_00000004.png"))
 
 
@@ -139,7 +139,7 @@ def test_timelapse_shows_every_grid_of_training_in_order(run_dir: Path, monkeypa
     ("arguments", "message"),
     [
         (["n=3"], "run: give a run directory"),
-        (["run=RUN", "number=3"], "number: not one of run, checkpoint, n"),
+        (["run=RUN", "number=3"], "number: no such option"),
         (["run=RUN", "n=many"], "n: 'many' is not a whole number"),
         (["run=RUN", "n=0"], "n: must be ≥ 1"),
         (["run=RUN", "n=5000"], "n: a grid holds at most 1024"),
@@ -152,7 +152,7 @@ def test_timelapse_shows_every_grid_of_training_in_order(run_dir: Path, monkeypa
         (["run=RUN", "interpolate=4", "out=a.zip"], "out: a.zip does not end in .png or .gif"),
         (["run=RUN", "out=/nowhere/a.png"], "out: /nowhere is not a directory"),
         (["run=RUN", "out=RUN"], "exists and is not an empty folder"),
-        (["run=RUN", "timelapse=yes"], "timelapse: 'yes' is not true or false"),
+        (["run=RUN", "timelapse=maybe"], "timelapse: 'maybe' is not true or false"),
         (["run=RUN", "timelapse=true", "n=3"], "n: means nothing with timelapse=true"),
         (["run=.", "timelapse=true"], "run: . holds no samples"),
         (["run=RUN", "device=tpu"], "device: 'tpu' is not one of"),
@@ -178,4 +178,4 @@ def test_help_needs_no_torch() -> None:
     shown = subprocess.run(
         [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], capture_output=True, text=True, check=True
     )
-    assert shown.stdout.startswith("relgan-sample run=")
+    assert shown.stdout.startswith("relgan-sample RUN")

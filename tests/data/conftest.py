@@ -5,10 +5,19 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from relgan.registry import DATASETS, DatasetOptions
+
+
+def options(name: str, **values: Any) -> DatasetOptions:
+    """What ``dataset=NAME dataset.KEY=VALUE …`` gives."""
+    return replace(DATASETS[name].options, **values)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

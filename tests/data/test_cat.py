@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from relgan.config import ConfigError, DatasetConfig
 from relgan.data import PackedStore, alignment, prepare
+from relgan.options import ConfigError
 
-from .conftest import encode, make_folder, make_zip, picture
+from .conftest import encode, make_folder, make_zip, options, picture
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -26,13 +26,13 @@ def annotation(ears: int = 100) -> bytes:
     return f"9 {' '.join(map(str, points))} ".encode()
 
 
-def photos(*names: str, **options: int) -> dict[str, bytes]:
+def photos(*names: str, **shape: int) -> dict[str, bytes]:
     jpegs = {name: encode(picture(seed, (300, 300)), "JPEG") for seed, name in enumerate(names)}
-    return {**jpegs, **{f"{name}.cat": annotation(**options) for name in names}}
+    return {**jpegs, **{f"{name}.cat": annotation(**shape) for name in names}}
 
 
 def cat(path: Path, size: int = 64) -> PackedStore:
-    return prepare(DatasetConfig(name="cat", path=str(path), image_size=size))
+    return prepare(options("cat", path=str(path), image_size=size, min_images=1))
 
 
 def test_folders_and_archives_in_any_mix(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_corrected_annotation_is_used(tmp_path: Path) -> None:
 def test_the_list_of_outliers_is_complete() -> None:
     from importlib.resources import files
 
-    names = (files("relgan.data") / "cat_outliers.txt").read_text().split()
+    names = (files("relgan.data.sets") / "cat_outliers.txt").read_text().split()
     assert len(set(names)) == len(names) == 134
     assert (names[0], names[-1]) == ("00000004_007.jpg", "00001487_020.jpg")
 
@@ -95,13 +95,15 @@ def test_a_size_is_kept_where_the_face_has_as_many_pixels(tmp_path: Path) -> Non
         tmp_path / "CAT_00", {**photos("00000001_000.jpg", ears=128), **photos("00000001_001.jpg", ears=126)}
     )
     assert len(cat(path, 128)) == 1
-    with pytest.raises(ConfigError, match=r"no usable cat photos in .*face smaller than 256"):
+    with pytest.raises(
+        ConfigError, match=r"dataset\.path: dataset=cat has no usable images: 2 skipped \(2 face smaller than 256\)"
+    ):
         cat(path, 256)
 
 
 def test_without_a_path_one_line_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match=r"dataset\.path: get CAT_DATASET_01\.zip .* give dataset\.path=DIRECTORY"):
-        prepare(DatasetConfig(name="cat"))
+        prepare(options("cat"))
 
 
 def test_the_real_photos_are_upright(sample_data: Path) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from relgan.config import ConfigError, DatasetConfig, RelganError
 from relgan.data import PackedStore, prepare
+from relgan.options import ConfigError, RelganError
 
-from .conftest import encode, make_folder, make_zip
+from .conftest import encode, make_folder, make_zip, options
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -28,9 +28,8 @@ LIST = "".join(f"{name} {split}\n" for name, split in zip(FACES, "00000112", str
 CSV = "image_id,partition\n" + LIST.replace(" ", ",")
 
 
-def celeba(path: Path, **options: object) -> PackedStore:
-    options = {"image_size": 64, "split": "all", **options}
-    return prepare(DatasetConfig(name="celeba", path=str(path), **options))  # type: ignore[arg-type]
+def celeba(path: Path, **values: object) -> PackedStore:
+    return prepare(options("celeba", path=str(path), min_images=1, **values))
 
 
 def below(folder: str, members: dict[str, bytes]) -> dict[str, bytes]:
@@ -102,7 +101,7 @@ def test_something_else_is_refused(tmp_path: Path) -> None:
 def test_without_path_and_gdown_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"dataset\.path: get img_align_celeba\.zip from https://\S+ and give"):
-        prepare(DatasetConfig(name="celeba", split="all"))
+        prepare(options("celeba"))
 
 
 def test_with_gdown_torchvisions_links_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +114,7 @@ def test_with_gdown_torchvisions_links_are_used(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(utils, "download_file_from_google_drive", fetch)
-    assert len(prepare(DatasetConfig(name="celeba", split="train"))) == 5
+    assert len(prepare(options("celeba", split="train", min_images=1))) == 5
 
 
 def test_a_quota_page_through_gdown_is_one_line(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -129,7 +128,7 @@ def test_a_quota_page_through_gdown_is_one_line(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(
         RelganError, match=r"img_align_celeba\.zip could not be downloaded .*dataset\.path=FILE"
     ) as caught:
-        prepare(DatasetConfig(name="celeba", split="all"))
+        prepare(options("celeba"))
     assert "\n" not in str(caught.value)
 
 

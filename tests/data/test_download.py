@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from relgan.config import RelganError
-from relgan.data.download import download
+from relgan.data.download import download, fetch
+from relgan.options import ConfigError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
-MD5 = hashlib.md5(CONTENT).hexdigest()
+MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
+SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 
 Handler = BaseHTTPRequestHandler
 
@@ -145,14 +146,26 @@ def test_a_wrong_checksum_is_never_accepted(cache: Path, mirrors: Mirrors) -> No
     assert download("data.bin", mirrors(tampered, serves), MD5).read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("checksum", [MD5, SHA256, SHA256[:15]], ids=["md5", "sha256", "prefix"])
+def test_a_checksum_of_either_kind_or_its_beginning(tmp_path: Path, mirrors: Mirrors, checksum: str) -> None:
+    assert fetch(tmp_path / "new" / "data.bin", mirrors(tampered, serves), checksum).read_bytes() == CONTENT
+
+
 def test_when_all_mirrors_fail_one_line_says_what_each_did(cache: Path, mirrors: Mirrors) -> None:
-    urls = [*mirrors(missing, web_page, cuts_off, tampered), "http://127.0.0.1:9/data.bin"]
-    with pytest.raises(RelganError) as caught:
+    urls = [*mirrors(missing, web_page, cuts_off, tampered), "http://127.0.0.1:9/data.bin", "data.bin"]
+    with pytest.raises(ConfigError) as caught:
         download("data.bin", urls, MD5)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith("dataset.url: data.bin cannot be downloaded (")
-    for reason in ("HTTP 404", "sent a web page", "the connection broke", "wrong checksum", "refused"):
+    assert message.startswith("dataset.url: data.bin could not be downloaded (")
+    for reason in (
+        "HTTP 404",
+        "sent a web page",
+        "the connection broke",
+        "wrong checksum",
+        "refused",
+        "unknown url type",
+    ):
         assert reason in message
     assert "dataset.path=PATH" in message
     assert not (cache / "downloads" / "data.bin").exists()

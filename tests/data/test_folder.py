@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from relgan.config import ConfigError, DatasetConfig
 from relgan.data import PackedStore, prepare
 from relgan.data.decode import MAX_FILE_BYTES
+from relgan.options import ConfigError
 
-from .conftest import encode, make_folder, make_zip, picture
+from .conftest import encode, make_folder, make_zip, options, picture
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -22,7 +22,7 @@ PICTURES = {f"class/{seed}.png": encode(picture(seed)) for seed in range(4)}
 
 
 def folder(path: Path) -> PackedStore:
-    return prepare(DatasetConfig(name="folder", path=str(path)), progress=False)
+    return prepare(options("folder", path=str(path)), progress=False)
 
 
 def expected(*seeds: int) -> np.ndarray:
@@ -69,7 +69,9 @@ def test_a_damaged_file_is_named_counted_and_skipped(tmp_path: Path, caplog: pyt
 
 
 def test_no_usable_image_is_an_error(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(ConfigError, match=r"dataset\.path: none of 2 images can be used: 2 skipped \(2 damaged\)"):
+    with pytest.raises(
+        ConfigError, match=r"dataset\.path: dataset=folder has no usable images: 2 skipped \(2 damaged\)"
+    ):
         folder(make_zip(tmp_path / "bad.zip", {"a.png": b"x", "b.png": b"y"}))
     assert [path for path in (cache / "datasets").iterdir() if path.is_dir()] == []
 
@@ -86,7 +88,7 @@ def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.path: .*nowhere does not exist"):
         folder(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"dataset\.path: name a directory or zip archive"):
-        prepare(DatasetConfig(name="folder"))
+        prepare(options("folder"))
 
 
 def test_a_web_page_saved_as_zip_is_recognised(tmp_path: Path) -> None:

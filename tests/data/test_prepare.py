@@ -16,31 +16,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from relgan.config import ConfigError, DatasetConfig, RelganError
-from relgan.data import build, prepare
-from relgan.data.catalogue import CATALOGUE
+from relgan.data import pack, prepare
 from relgan.data.prepare import store_path
+from relgan.options import ConfigError, RelganError
+from relgan.registry import DatasetOptions
 
-from .conftest import encode, make_folder, picture
+from .conftest import encode, make_folder, options, picture
 
 
 @pytest.fixture
-def config(tmp_path: Path, cache: Path) -> DatasetConfig:
+def config(tmp_path: Path, cache: Path) -> DatasetOptions:
     members = {f"{seed:02}.jpg": encode(picture(seed, (40, 50)), "JPEG") for seed in range(30)}
-    return DatasetConfig(name="folder", path=str(make_folder(tmp_path / "pictures", members)))
+    return options("folder", path=str(make_folder(tmp_path / "pictures", members)))
 
 
 def forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: DatasetConfig) -> None:
+    def refuse(*_: object) -> None:
         raise AssertionError("built again")
 
-    monkeypatch.setitem(CATALOGUE, "folder", dataclasses.replace(CATALOGUE["folder"], open=refuse))
+    monkeypatch.setattr(pack, "StoreWriter", refuse)
 
 
 def test_digits_are_the_ones_of_scikit_learn(cache: Path) -> None:
     from sklearn.datasets import load_digits
 
-    store = prepare(DatasetConfig(name="digits"))
+    store = prepare(options("digits"))
     assert store.images.shape == (1797, 32, 32, 1)
     np.testing.assert_array_equal(store.labels, load_digits().target)
     # Averages over 4×4 blocks are the original pixels, up to the smoothing of the enlargement.
@@ -50,8 +50,8 @@ def test_digits_are_the_ones_of_scikit_learn(cache: Path) -> None:
 
 
 def test_stacked_digits_hold_the_digits_their_labels_name(cache: Path) -> None:
-    digits = prepare(DatasetConfig(name="digits"))
-    stacked = prepare(DatasetConfig(name="stacked_digits", num_images=500))
+    digits = prepare(options("digits"))
+    stacked = prepare(options("stacked_digits", num_images=500))
     assert stacked.images.shape == (500, 32, 32, 3)
     labels_of = {image.tobytes(): label for image, label in zip(digits.images, digits.labels, strict=True)}
     for image, label in zip(stacked.images, stacked.labels, strict=True):
@@ -60,13 +60,13 @@ def test_stacked_digits_hold_the_digits_their_labels_name(cache: Path) -> None:
 
 
 def test_stacked_digits_are_always_the_same(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = prepare(DatasetConfig(num_images=300))
+    first = prepare(options("stacked_digits", num_images=300))
     monkeypatch.setenv("RELGAN_CACHE", str(tmp_path / "another"))
-    assert prepare(DatasetConfig(num_images=300)).fingerprint == first.fingerprint
-    assert prepare(DatasetConfig()).images.shape == (30_000, 32, 32, 3)
+    assert prepare(options("stacked_digits", num_images=300)).fingerprint == first.fingerprint
+    assert prepare(options("stacked_digits")).images.shape == (30_000, 32, 32, 3)
 
 
-def test_the_second_use_opens_what_is_there(config: DatasetConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_use_opens_what_is_there(config: DatasetOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare(config)
     forbid_building(monkeypatch)
     before = {path: path.stat().st_mtime_ns for path in first.path.parent.rglob("*")}
@@ -83,22 +83,22 @@ def test_the_second_use_opens_what_is_there(config: DatasetConfig, monkeypatch: 
 @pytest.mark.parametrize(
     "change", [{"image_size": 64}, {"crop": 20}, {"num_images": 7}], ids=["image_size", "crop", "num_images"]
 )
-def test_options_that_change_the_images_make_another_store(config: DatasetConfig, change: dict[str, int]) -> None:
+def test_options_that_change_the_images_make_another_store(config: DatasetOptions, change: dict[str, int]) -> None:
     assert prepare(config).path != prepare(dataclasses.replace(config, **change)).path
 
 
-def test_options_that_do_not_change_the_images_use_the_same_store(config: DatasetConfig) -> None:
+def test_options_that_do_not_change_the_images_use_the_same_store(config: DatasetOptions) -> None:
     other = dataclasses.replace(config, hflip=True, sampling="independent", min_images=3, residence="host")
     assert prepare(config).path == prepare(other).path
 
 
-def test_a_changed_folder_is_prepared_again(config: DatasetConfig) -> None:
+def test_a_changed_folder_is_prepared_again(config: DatasetOptions) -> None:
     assert len(prepare(config)) == 30
     (Path(str(config.path)) / "new.png").write_bytes(encode(picture(99)))
     assert len(prepare(config)) == 31
 
 
-def test_num_images_takes_a_fixed_part_from_everywhere(config: DatasetConfig) -> None:
+def test_num_images_takes_a_fixed_part_from_everywhere(config: DatasetOptions) -> None:
     whole = prepare(config).images
     part = prepare(dataclasses.replace(config, num_images=10)).images
     places = [next(i for i, image in enumerate(whole) if (image == wanted).all()) for wanted in part]
@@ -107,32 +107,32 @@ def test_num_images_takes_a_fixed_part_from_everywhere(config: DatasetConfig) ->
     assert max(places) >= 20
 
 
-def test_too_few_images_are_refused_or_warned_about(config: DatasetConfig, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_few_images_are_refused_or_warned_about(config: DatasetOptions, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.min_images: only 30 images after preparing, fewer than 31"):
         prepare(dataclasses.replace(config, min_images=31))
     prepare(dataclasses.replace(config, min_images=30))
     assert "30 images are few" in caplog.text
 
 
-def test_a_split_that_does_not_exist_is_refused(config: DatasetConfig) -> None:
+def test_a_split_that_does_not_exist_is_refused(config: DatasetOptions) -> None:
     prepare(config)
     with pytest.raises(ConfigError, match=r"dataset\.split: folder has no test split"):
         prepare(dataclasses.replace(config, split="test"))
 
 
-def test_a_damaged_store_is_built_again(config: DatasetConfig, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_store_is_built_again(config: DatasetOptions, caplog: pytest.LogCaptureFixture) -> None:
     store = prepare(config)
     (store.path / "images.npy").write_bytes(b"")
     assert prepare(config).fingerprint == store.fingerprint
-    assert "is damaged: preparing it again" in caplog.text
+    assert "is damaged: making it again" in caplog.text
 
 
-def test_several_processes_read_what_one_reads(config: DatasetConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_read_what_one_reads(config: DatasetOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     (Path(str(config.path)) / "05x.jpg").write_bytes(b"damaged")
     alone = prepare(config)
-    monkeypatch.setattr(build, "_MIN_IMAGES_PER_WORKER", 10)
-    monkeypatch.setattr(build, "_cores", lambda: 3)
-    monkeypatch.setattr(build, "_CHUNK_BYTES", 4 * 32 * 32 * 3)
+    monkeypatch.setattr(pack, "_MIN_IMAGES_PER_WORKER", 10)
+    monkeypatch.setattr(pack, "_cores", lambda: 3)
+    monkeypatch.setattr(pack, "_CHUNK_BYTES", 4 * 32 * 32 * 3)
     monkeypatch.setenv("RELGAN_CACHE", str(store_path(config).parents[2] / "another"))
     together = prepare(config)
     assert together.path != alone.path
@@ -140,7 +140,7 @@ def test_several_processes_read_what_one_reads(config: DatasetConfig, monkeypatc
     assert together.meta["skipped"] == {"damaged": 1}
 
 
-def test_a_cache_that_cannot_be_written(config: DatasetConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written(config: DatasetOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELGAN_CACHE", "/proc/relgan")
     with pytest.raises(RelganError, match=r"cannot write prepared data to /proc/relgan.* RELGAN_CACHE "):
         prepare(config)
@@ -156,7 +156,7 @@ def little_space() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("little_space")
-def test_no_space_left_is_one_line_and_leaves_nothing(config: DatasetConfig, cache: Path) -> None:
+def test_no_space_left_is_one_line_and_leaves_nothing(config: DatasetOptions, cache: Path) -> None:
     with pytest.raises(RelganError, match=r"cannot write prepared data to .* RELGAN_CACHE "):
         prepare(config)
     assert [path for path in (cache / "datasets").iterdir() if path.is_dir()] == []
@@ -165,7 +165,8 @@ def test_no_space_left_is_one_line_and_leaves_nothing(config: DatasetConfig, cac
 SCRIPT = """
 import logging, sys, time
 import numpy as np
-from relgan.config import DatasetConfig
+from dataclasses import replace
+from relgan.registry import DATASETS
 from relgan.data import prepare
 from relgan.data.sources import FolderSource
 
@@ -175,16 +176,16 @@ def slowly(self, index):
     time.sleep(float(sys.argv[2]))
     return read(self, index)
 FolderSource.read = slowly
-print(prepare(DatasetConfig(name="folder", path=sys.argv[1])).fingerprint)
+print(prepare(replace(DATASETS["folder"].options, path=sys.argv[1])).fingerprint)
 """
 
 
-def start(config: DatasetConfig, seconds_per_image: float) -> subprocess.Popen[str]:
+def start(config: DatasetOptions, seconds_per_image: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SCRIPT, str(config.path), str(seconds_per_image)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_of_two_processes_one_builds_and_the_other_waits(config: DatasetConfig) -> None:
+def test_of_two_processes_one_builds_and_the_other_waits(config: DatasetOptions) -> None:
     both = [start(config, 0.03), start(config, 0.03)]
     answers = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0]
@@ -192,7 +193,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(config: DatasetConfig) 
     assert sum("30 images kept" in err for _, err in answers) == 1
 
 
-def test_a_process_killed_half_way_leaves_nothing_that_is_used(config: DatasetConfig, cache: Path) -> None:
+def test_a_process_killed_half_way_leaves_nothing_that_is_used(config: DatasetOptions, cache: Path) -> None:
     process = start(config, 0.2)
     deadline = time.monotonic() + 60
     while not list(cache.glob("datasets/.*partial*/images.npy")):
@@ -219,8 +220,9 @@ def test_peak_memory_does_not_grow_with_the_data(sample_data: Path, cache: Path,
             if not info.is_dir():
                 target.writestr(f"again/{info.filename}", source.read(info))
     script = (
-        "import resource, sys; from relgan.config import DatasetConfig; from relgan.data import prepare\n"
-        "prepare(DatasetConfig(name='folder', path=sys.argv[1], image_size=64))\n"
+        "import resource, sys; from dataclasses import replace\n"
+        "from relgan.registry import DATASETS; from relgan.data import prepare\n"
+        "prepare(replace(DATASETS['folder'].options, path=sys.argv[1], image_size=64))\n"
         "print(*(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))"
     )
     peaks = []
@@ -235,11 +237,9 @@ def test_peak_memory_does_not_grow_with_the_data(sample_data: Path, cache: Path,
     assert peaks[1][1] < peaks[0][1] + 15
 
 
-SLOW_SCRIPT = """
+SLOW_SOURCE = """
 import time
 import numpy as np
-from pathlib import Path
-from relgan.data import build
 from relgan.data.sources import Source
 
 class Slow(Source):
@@ -248,14 +248,19 @@ class Slow(Source):
     def read(self, index):
         time.sleep(0.1)
         return np.zeros((4, 4, 3), np.uint8)
-    def name(self, index):
-        return str(index)
+"""
+
+SLOW_SCRIPT = """
+import numpy as np
+from pathlib import Path
+from relgan.data import pack
+from slow_source import Slow
 
 if __name__ == "__main__":
-    build._MIN_IMAGES_PER_WORKER = 1
-    build._cores = lambda: 2
-    build._CHUNK_BYTES = 1
-    build.build(Slow(), Path("made").absolute(), 4, np.arange(100), {"name": "slow"}, False)
+    pack._MIN_IMAGES_PER_WORKER = 1
+    pack._cores = lambda: 2
+    pack._CHUNK_BYTES = 1
+    pack.pack(Slow(), Path("made").absolute(), 4, np.arange(100), {"name": "slow"}, False)
 """
 
 
@@ -270,6 +275,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
                 continue
         return spawned
 
+    (tmp_path / "slow_source.py").write_text(SLOW_SOURCE)
     (tmp_path / "slow.py").write_text(SLOW_SCRIPT)
     parent = subprocess.Popen([sys.executable, "slow.py"], cwd=tmp_path, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60

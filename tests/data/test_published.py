@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import hashlib
 import io
@@ -13,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from relgan.config import ConfigError, DatasetConfig, RelganError
 from relgan.data import prepare
+from relgan.options import ConfigError, RelganError
+from relgan.registry import DatasetOptions
 
 from . import test_download
-from .conftest import make_folder
+from .conftest import make_folder, options
 from .test_download import Mirrors, mirrors, send
 
 __all__ = ["mirrors"]
@@ -57,8 +57,8 @@ def small_cifar(monkeypatch: pytest.MonkeyPatch) -> bytes:
     return archive
 
 
-def cifar(path: Path | None = None, **options: object) -> DatasetConfig:
-    return DatasetConfig(name="cifar10", path=None if path is None else str(path), **options)  # type: ignore[arg-type]
+def cifar(path: Path | None = None, **values: object) -> DatasetOptions:
+    return options("cifar10", path=None if path is None else str(path), **values)
 
 
 @pytest.mark.parametrize("split", ["train", "test", "all"])
@@ -153,18 +153,18 @@ FILES = {
 def test_mnist_from_a_folder(tmp_path: Path, name: str, zipped: bool) -> None:
     files = {f"{n}.gz": gzip.compress(data) for n, data in FILES.items()} if zipped else FILES
     folder = make_folder(tmp_path / "MNIST" / "raw", files)
-    train = prepare(DatasetConfig(name=name, path=str(folder.parent), split="train"))
+    train = prepare(options(name, path=str(folder.parent), split="train"))
     assert train.images.shape == (20, 32, 32, 1)
     np.testing.assert_array_equal(train.labels, LABELS[:20])
     # The resize is smooth: a 28 px image keeps its mean.
     np.testing.assert_allclose(train.images.mean((1, 2, 3)), DIGITS[:20].mean((1, 2)), atol=2)
-    assert len(prepare(DatasetConfig(name=name, path=str(folder), split="test"))) == 10
+    assert len(prepare(options(name, path=str(folder), split="test"))) == 10
 
 
 def test_stacked_mnist_names_its_modes(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "raw", FILES)
-    single = prepare(DatasetConfig(name="mnist", path=str(folder)))
-    stacked = prepare(DatasetConfig(name="stacked_mnist", path=str(folder), num_images=50))
+    single = prepare(options("mnist", path=str(folder)))
+    stacked = prepare(options("stacked_mnist", path=str(folder), num_images=50))
     labels_of = {image.tobytes(): label for image, label in zip(single.images, single.labels, strict=True)}
     assert stacked.images.shape == (50, 32, 32, 3)
     for image, label in zip(stacked.images, stacked.labels, strict=True):
@@ -181,7 +181,7 @@ def test_mnist_is_downloaded_and_checked(mirrors: Mirrors, monkeypatch: pytest.M
     served = lambda handler: send(handler, zipped[handler.path.rsplit("/", 1)[1]])  # noqa: E731
     monkeypatch.setitem(vars(test_download), "serves_file", served)
     monkeypatch.setattr(mirrors, "names", set(zipped))
-    store = prepare(DatasetConfig(name="mnist"))
+    store = prepare(options("mnist"))
     np.testing.assert_array_equal(store.labels, LABELS[:20])
 
 
@@ -189,10 +189,10 @@ def test_mnist_is_downloaded_and_checked(mirrors: Mirrors, monkeypatch: pytest.M
 def test_damaged_mnist_files(tmp_path: Path, harm: object) -> None:
     files = {**FILES, "train-images-idx3-ubyte": harm(FILES["train-images-idx3-ubyte"])}  # type: ignore[operator]
     with pytest.raises(RelganError, match=r"train-images-idx3-ubyte.* is damaged"):
-        prepare(DatasetConfig(name="mnist", path=str(make_folder(tmp_path / "raw", files))))
+        prepare(options("mnist", path=str(make_folder(tmp_path / "raw", files))))
 
 
 def test_mnist_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     with pytest.raises(ConfigError, match="does not hold train-images-idx3-ubyte"):
-        prepare(dataclasses.replace(DatasetConfig(name="mnist"), path=str(tmp_path / "raw")))
+        prepare(options("mnist", path=str(tmp_path / "raw")))

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from relgan.config import RelganError
 from relgan.data.store import PackedStore, StoreWriter
+from relgan.options import RelganError
 
 IMAGES = np.arange(5 * 4 * 6 * 3, dtype=np.uint8).reshape(5, 4, 6, 3)
 LABELS = np.array([3, 1, 4, 1, 5])

@@ -15,16 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from relgan.config import ConfigError, DatasetConfig, MetricsConfig
+from relgan.cache import fixed_subset
+from relgan.config import MetricsConfig
 from relgan.data import PackedStore, prepare
 from relgan.metrics import reference
-from relgan.metrics.direction import direction
+from relgan.metrics.catalogue import direction, score_of
 from relgan.metrics.evaluator import Evaluator
-from relgan.metrics.reference import StoreImages
+from relgan.metrics.reference import Pictures
+from relgan.metrics.scores.lpips import Diversity
+from relgan.options import ConfigError
+from relgan.registry import DatasetOptions
 
 CPU = torch.device("cpu")
-DIGITS = DatasetConfig(name="digits", num_images=200)
-STACKED = DatasetConfig(name="stacked_digits", num_images=400)
+DIGITS = DatasetOptions(name="digits", num_images=200)
+STACKED = DatasetOptions(name="stacked_digits", num_images=400)
 
 
 class Replay(nn.Module):
@@ -47,7 +51,7 @@ def real_images(store: PackedStore, count: int) -> Tensor:
     return torch.from_numpy(np.array(store.images[:count])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def evaluator(dataset: DatasetConfig = DIGITS, **options: Any) -> Evaluator:
+def evaluator(dataset: DatasetOptions = DIGITS, **options: Any) -> Evaluator:
     config = MetricsConfig(**{"num_images": 60, "modes_images": 100, "batch_size": 20, "splits": 2} | options)
     return Evaluator(config, dataset, prepare(dataset, progress=False), latent_dim=4, seed=3, device=CPU)
 
@@ -67,7 +71,6 @@ def test_default_scores_of_stacked_digits_and_their_order() -> None:
         "eval/modes",
         "eval/mode_kl",
         "eval/mode_confidence",
-        "eval/seconds",
     ]
     assert all(np.isfinite(value) for value in scores.values())
     labels = prepare(STACKED).labels
@@ -100,10 +103,7 @@ def test_an_evaluation_repeats_bitwise_and_touches_nothing() -> None:
     assert network.training
     assert int(network.seen) == 0
     network.position = 0
-    second = judge.evaluate(network)
-    assert {k: v for k, v in first.items() if k != "eval/seconds"} == {
-        k: v for k, v in second.items() if k != "eval/seconds"
-    }
+    assert judge.evaluate(network) == first
 
 
 def test_the_batch_size_does_not_matter() -> None:
@@ -145,9 +145,10 @@ def test_few_images_and_a_constant_generator_give_numbers(count: int, caplog: py
 def test_all_scores_by_their_names() -> None:
     judge = evaluator(scores=["recall", "kid", "fid", "precision"], kid_subsets=3)
     scores = judge.evaluate(Replay(real_images(prepare(DIGITS), 60)))
-    names = ["precision_digits", "recall_digits", "kd_digits", "kd_digits_std", "fd_digits", "seconds"]
+    names = ["recall_digits", "kd_digits", "kd_digits_std", "fd_digits", "precision_digits"]
     assert list(scores) == [f"eval/{name}" for name in names]
     assert scores["eval/precision_digits"] == 1
+    assert [score_of(key) for key in scores] == ["recall", "kid", "kid", "fid", "precision"]
 
 
 def test_reference_is_computed_once_and_shared(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +223,7 @@ def _distributed_scores() -> dict[str, float]:
     judge = evaluator(scores=["fid", "is", "kid", "precision", "recall"], kid_subsets=3)
     # One batch for two ranks: the second has no images.
     small = evaluator(scores=["kid"], kid_subsets=3, num_images=20, batch_size=20, kid_subset_size=10)
-    alone = {f"small {key}": value for key, value in small.evaluate(network).items() if key != "eval/seconds"}
+    alone = {f"small {key}": value for key, value in small.evaluate(network).items()}
     return judge.evaluate(network) | alone
 
 
@@ -240,17 +241,16 @@ def test_two_ranks_share_the_images_and_agree_with_one(shared_cache: Path, tmp_p
         job.join()
     for scores in both:
         assert scores.keys() == alone.keys()
-        for key in alone.keys() - {"eval/seconds"}:
+        for key in alone:
             assert scores[key] == pytest.approx(alone[key], rel=1e-6), key
 
 
 def test_reference_statistics_use_a_fixed_random_part() -> None:
-    images = StoreImages(prepare(DIGITS))
-    part = reference.choose(images, 50)
+    part = fixed_subset(200, 50)
     assert len(set(part.tolist())) == 50
     assert part.max() > 100
-    np.testing.assert_array_equal(part, reference.choose(images, 50))
-    np.testing.assert_array_equal(reference.choose(images, 500), np.arange(200))
+    np.testing.assert_array_equal(part, fixed_subset(200, 50))
+    np.testing.assert_array_equal(fixed_subset(200, 500), np.arange(200))
 
 
 def test_neighbours_finds_the_copied_images() -> None:
@@ -274,7 +274,7 @@ def test_protocol_says_how_the_numbers_were_made() -> None:
     assert protocol["num_images"] == 60
     assert protocol["reference_images"] == 100
     assert protocol["modes_images"] == 100
-    assert protocol["reference"]["split"] == "train"
+    assert protocol["reference"]["split"] == "all"
     assert protocol["reference"]["fingerprint"] == prepare(STACKED).fingerprint
     assert {"resize", "generator", "generator_mode", "seed", "precision", "input_size"} <= protocol.keys()
     assert {"torch", "torch-fidelity", "relgan"} <= protocol["versions"].keys()
@@ -286,10 +286,11 @@ def test_lpips_diversity_equals_the_package_on_the_same_pairs(alexnet_weights: P
         STACKED, scores=["lpips_diversity"], lpips_weights=str(alexnet_weights), lpips_pairs=5, batch_size=4
     )
     scores = judge.evaluate(Replay(images))
-    assert judge.diversity is not None
+    (diversity,) = judge.scores
+    assert isinstance(diversity, Diversity)
     rounded = ((images + 1) * 127.5).round() / 127.5 - 1
     with torch.no_grad():
-        expected = judge.diversity.network(rounded[0:10:2], rounded[1:10:2]).flatten()
+        expected = diversity.network(rounded[0:10:2], rounded[1:10:2]).flatten()
     assert scores["eval/lpips_diversity"] == pytest.approx(float(expected.mean()), rel=1e-4)
     assert scores["eval/lpips_diversity_se"] == pytest.approx(float(expected.std() / 5**0.5), rel=1e-3)
     same = judge.evaluate(Replay(images[:1]))
@@ -311,24 +312,22 @@ def test_lpips_weights_are_missed_before_training(
 @pytest.fixture
 def judged_pictures(sample_data: Path) -> dict[str, float]:
     pytest.importorskip("efficientnet_lite_pytorch")
-    from relgan.metrics.pictures import Pictures
-
     n = 250
     train, test, faces = (
         Pictures(str(sample_data / name), "images")
         for name in ("cifar10-train-jpeg.zip", "cifar10-test-jpeg.zip", "celeba-10k-89x109.zip")
     )
     rng = torch.Generator().manual_seed(0)
-    clean = torch.cat(list(test.batches(reference.choose(test, n), n)))
+    clean = torch.cat(list(test.batches(fixed_subset(len(test), n), n)))
     noisy = (clean + 12 * torch.randn(clean.shape, generator=rng)).clamp(0, 255).to(torch.uint8)
     small = nn.functional.interpolate(clean.float(), size=(8, 8), mode="area")
     blurred = nn.functional.interpolate(small, size=(32, 32), mode="bilinear").clamp(0, 255).to(torch.uint8)
-    shown = torch.cat(list(faces.batches(reference.choose(faces, n), n)))
+    shown = torch.cat(list(faces.batches(fixed_subset(len(faces), n), n)))
     shown = nn.functional.interpolate(shown.float(), size=(32, 32), mode="area").to(torch.uint8)
     config = MetricsConfig(
         scores=["fid"], extractor="efficientnet_lite0", num_images=n, reference_images=n, batch_size=50
     )
-    judge = Evaluator(config, DatasetConfig(name="folder"), train, latent_dim=0, seed=0, device=CPU)
+    judge = Evaluator(config, DatasetOptions(name="folder"), train, latent_dim=0, seed=0, device=CPU)
     kinds = {"clean": clean, "noisy": noisy, "blurred": blurred, "faces": shown}
     return {
         kind: judge.score((s, images[s : s + 50]) for s in range(0, n, 50))["eval/fd_efficientnet_lite0"]

@@ -15,12 +15,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from relgan.cli import app
-from relgan.config import ConfigError, DatasetConfig, MetricsConfig, RelganError
-from relgan.data import sources
-from relgan.metrics.extractors import build_digits, build_extractor
-from relgan.metrics.extractors.base import Extractor
+from relgan.config import MetricsConfig
+from relgan.data.sets.digits import digits as digit_images
+from relgan.metrics.extractors import Extractor, Extractors, digits
 from relgan.metrics.weights import WeightFile
+from relgan.options import ConfigError, RelganError
+from relgan.registry import DatasetOptions
 
 CPU = torch.device("cpu")
 
@@ -40,18 +40,22 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def one_digit(shared_cache: Path) -> Extractor:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RELGAN_CACHE", str(shared_cache))
-        return build_digits("digits", CPU)
+        return chosen("digits")
 
 
 @pytest.fixture(scope="module")
 def stacked(shared_cache: Path, one_digit: Extractor) -> Extractor:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RELGAN_CACHE", str(shared_cache))
-        return build_digits("stacked_digits", CPU)
+        return chosen("stacked_digits")
+
+
+def chosen(dataset: str, metrics: MetricsConfig | None = None) -> Extractor:
+    return Extractors(metrics or MetricsConfig(), DatasetOptions(name=dataset), CPU).chosen
 
 
 def real_digits() -> tuple[Tensor, Tensor]:
-    source = sources.digits(DatasetConfig(name="digits", image_size=32))
+    source = digit_images(DatasetOptions(name="digits", image_size=32))
     assert source.labels is not None
     images = np.stack([source.read(i)[..., 0] for i in range(len(source))])
     return torch.from_numpy(images)[:, None], torch.from_numpy(source.labels)
@@ -82,8 +86,6 @@ def test_stacked_digits_are_judged_channel_by_channel(stacked: Extractor, one_di
 def test_classifier_is_trained_once_and_leaves_the_random_state_alone(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from relgan.metrics.extractors import digits
-
     calls = []
 
     def train(images: np.ndarray, labels: np.ndarray) -> tuple[digits.DigitNet, float]:
@@ -93,7 +95,7 @@ def test_classifier_is_trained_once_and_leaves_the_random_state_alone(
 
     monkeypatch.setattr(digits, "train", train)
     before = torch.random.get_rng_state()
-    first, second = build_digits("digits", CPU), build_digits("stacked_digits", CPU)
+    first, second = chosen("digits"), chosen("stacked_digits")
     assert torch.equal(before, torch.random.get_rng_state())
     assert calls == [((1797, 32, 32), (1797,))]
     assert first.fingerprint == second.fingerprint
@@ -101,20 +103,16 @@ def test_classifier_is_trained_once_and_leaves_the_random_state_alone(
 
 
 def test_a_classifier_that_fails_its_exam_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from relgan.metrics.extractors import digits
-
     monkeypatch.setattr(digits, "train", lambda *_: (digits.DigitNet(), 0.97))
     with pytest.raises(RuntimeError, match=r"0\.970 of 0\.98"):
-        build_digits("digits", CPU)
+        chosen("digits")
     assert not list((cache / "extractors").glob("*.pt"))
 
 
 @pytest.fixture(scope="module")
 def lite() -> Extractor:
     pytest.importorskip("efficientnet_lite_pytorch")
-    return build_extractor(
-        MetricsConfig(extractor="efficientnet_lite0", input_size=64), DatasetConfig(name="folder"), CPU
-    )
+    return chosen("folder", MetricsConfig(extractor="efficientnet_lite0", input_size=64))
 
 
 def test_efficientnet_is_the_published_one_and_equals_the_package(lite: Extractor) -> None:
@@ -148,23 +146,21 @@ def test_only_uint8_images_of_known_channels_are_taken(lite: Extractor) -> None:
 
 def test_input_size_must_suit_the_network() -> None:
     with pytest.raises(ConfigError, match=r"metrics\.input_size.*32"):
-        build_extractor(
-            MetricsConfig(extractor="efficientnet_lite0", input_size=100), DatasetConfig(name="folder"), CPU
-        )
+        chosen("folder", MetricsConfig(extractor="efficientnet_lite0", input_size=100))
 
 
 @pytest.mark.usefixtures("offline")
 def test_auto_falls_back_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     with caplog.at_level(logging.INFO, "relgan"):
-        extractor = build_extractor(MetricsConfig(), DatasetConfig(name="cifar10"), CPU)
+        extractor = chosen("cifar10")
     assert extractor.name == "efficientnet_lite0"
     assert [record.message.split()[0] for record in caplog.records] == ["downloading", "scoring"]
     assert "metrics.weights" in caplog.text
 
 
 def test_auto_takes_the_digit_judge_for_digits(one_digit: Extractor) -> None:
-    assert build_extractor(MetricsConfig(), DatasetConfig(name="stacked_digits"), CPU).name == "digits"
+    assert chosen("stacked_digits").name == "digits"
 
 
 @pytest.mark.usefixtures("offline")
@@ -179,7 +175,7 @@ def test_auto_takes_the_digit_judge_for_digits(one_digit: Extractor) -> None:
 )
 def test_what_cannot_be_had_is_one_line(options: dict[str, Any], dataset: str, message: str) -> None:
     with pytest.raises(RelganError, match=message) as caught:
-        build_extractor(MetricsConfig(**options), DatasetConfig(name=dataset), CPU)
+        chosen(dataset, MetricsConfig(**options))
     assert "\n" not in str(caught.value)
 
 
@@ -192,16 +188,18 @@ def test_a_download_is_verified_before_it_is_kept(tmp_path: Path, monkeypatch: p
     assert good.find(None).read_bytes() == b"published"
     cached = tmp_path / "hub" / "checkpoints" / "weights-abc.pth"
     cached.unlink()
-    with pytest.raises(ConfigError, match=r"metrics\.weights: weights-abc\.pth could not be downloaded .*hash"):
+    with pytest.raises(ConfigError, match=r"metrics\.weights: weights-abc\.pth could not be downloaded .*checksum"):
         WeightFile("metrics.weights", published.as_uri(), "00000000").find(None)
-    assert not list(cached.parent.iterdir())
+    assert {file.suffix for file in cached.parent.iterdir()} <= {".lock"}
 
 
 @pytest.mark.parametrize("name", ["default", "quick", "none", "paper_cifar10"])
-def test_switching_the_protocol_leaves_nothing_of_the_other(name: str) -> None:
-    written = OmegaConf.load(app.conf_dir() / "metrics" / f"{name}.yaml")
-    assert set(written) == {field.name for field in dataclasses.fields(MetricsConfig)}
-    assert written.name == name
+def test_a_protocol_gives_only_options_that_exist(name: str) -> None:
+    from relgan.cli.compose import conf_dir
+
+    written = OmegaConf.load(conf_dir() / "metrics" / f"{name}.yaml")
+    assert set(written) <= {field.name for field in dataclasses.fields(MetricsConfig)}
+    assert written.get("name", "default") == name
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
@@ -209,21 +207,19 @@ def test_damaged_weights_are_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match="damaged"):
-        build_extractor(MetricsConfig(extractor="inception", weights=str(path)), DatasetConfig(name="folder"), CPU)
+        chosen("folder", MetricsConfig(extractor="inception", weights=str(path)))
 
 
 def test_weights_of_another_network_are_refused(alexnet_weights: Path) -> None:
     with pytest.raises(ConfigError, match="does not hold the Inception network"):
-        build_extractor(
-            MetricsConfig(extractor="inception", weights=str(alexnet_weights)), DatasetConfig(name="folder"), CPU
-        )
+        chosen("folder", MetricsConfig(extractor="inception", weights=str(alexnet_weights)))
 
 
 def test_unpublished_inception_weights_are_used_but_marked(
     inception_weights: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = MetricsConfig(extractor="inception", weights=str(inception_weights))
-    extractor = build_extractor(config, DatasetConfig(name="folder"), CPU)
+    extractor = chosen("folder", config)
     assert not extractor.weights_known
     assert "not the published Inception weights" in caplog.text
     assert extractor.identity["input_size"] == 299

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from relgan.config import DatasetConfig, MetricsConfig
+from relgan.config import MetricsConfig
 from relgan.metrics.evaluator import Evaluator
-from relgan.metrics.reference import Images
+from relgan.metrics.reference import Images, StoreImages
+from relgan.registry import DatasetOptions
 
 N_GENERATED, N_REAL = 10, 9
 CPU = torch.device("cpu")
@@ -57,7 +58,7 @@ def evaluator(weights: Path, real: Images, **options: object) -> Evaluator:
         kid_subsets=5,
         kid_subset_size=min(N_GENERATED, N_REAL),
     )
-    return Evaluator(replace(config, **options), DatasetConfig(name="folder"), real, latent_dim=0, seed=0, device=CPU)
+    return Evaluator(replace(config, **options), DatasetOptions(name="folder"), real, latent_dim=0, seed=0, device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +138,13 @@ def test_cifar10_train_against_test_gives_the_known_fid() -> None:
     """With the published weights and CIFAR-10 at hand (RELGAN_CIFAR10=PATH of the original archive)."""
     from relgan.data import prepare
     from relgan.metrics.extractors.inception import WEIGHTS
-    from relgan.metrics.reference import StoreImages
 
     archive = os.environ.get("RELGAN_CIFAR10")
     cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS.name
     if archive is None or not cached.is_file():
         pytest.skip(f"needs RELGAN_CIFAR10 and {WEIGHTS.name} in the torch hub cache")
     train, test = (
-        StoreImages(prepare(DatasetConfig(name="cifar10", path=archive, split=split))) for split in ("train", "test")
+        StoreImages(prepare(DatasetOptions(name="cifar10", path=archive, split=split))) for split in ("train", "test")
     )
     judge = evaluator(cached, train, scores=["fid"], num_images=len(test), batch_size=100)
     batches = test.batches(np.arange(len(test)), 100)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from relgan.config import ConfigError
-from relgan.metrics.pictures import Pictures
+from relgan.metrics.reference import Pictures
+from relgan.options import ConfigError
 
 
 def save(path: Path, width: int, height: int, mode: str = "RGB") -> np.ndarray:

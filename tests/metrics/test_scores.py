@@ -10,18 +10,13 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from relgan.metrics.direction import direction
-from relgan.metrics.scores import (
-    Gaussian,
-    classifier_score,
-    factorise,
-    frechet_distance,
-    kernel_distance,
-    mode_kl,
-    nearest,
-    precision_recall,
-)
-from relgan.metrics.statistics import ClassMarginals, FeatureMoments, ModeHistogram, RunningMean
+from relgan.metrics.scores.frechet import frechet_distance
+from relgan.metrics.scores.inception import ClassMarginals, classifier_score
+from relgan.metrics.scores.kernel import kernel_distance
+from relgan.metrics.scores.lpips import RunningMean
+from relgan.metrics.scores.manifold import nearest, share_inside
+from relgan.metrics.scores.modes import ModeHistogram, mode_kl
+from relgan.metrics.statistics import FeatureMoments, Gaussian, factorise
 
 
 def features(n: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -169,7 +164,7 @@ def test_precision_and_recall_equal_torch_fidelity(chunk: int) -> None:
 
     x, y = features(90, 16, 9), 1.6 * features(70, 16, 9, 0.5).flip(0)
     theirs = prc_features_to_metric(x, y, verbose=False)
-    ours = precision_recall(x, y, k=3, chunk=chunk)
+    ours = share_inside(x, y, k=3, chunk=chunk), share_inside(y, x, k=3, chunk=chunk)
     assert 0 < ours[0] < 1
     assert 0 < ours[1] < 1
     assert ours == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-7)
@@ -177,7 +172,9 @@ def test_precision_and_recall_equal_torch_fidelity(chunk: int) -> None:
 
 def test_precision_and_recall_need_more_than_k_images() -> None:
     with pytest.raises(ValueError, match="more than 3 images"):
-        precision_recall(features(3, 4, 1), features(50, 4, 2), k=3)
+        share_inside(features(3, 4, 1), features(50, 4, 2), k=3)
+    with pytest.raises(ValueError, match="more than 3 images"):
+        share_inside(features(50, 4, 1), features(3, 4, 2), k=3)
 
 
 def test_nearest_is_ordered_and_not_bounded_by_chunks() -> None:
@@ -193,30 +190,3 @@ def test_running_mean_has_the_standard_error() -> None:
         metric.update(part)
     expected = (float(values.mean()), float(values.std() / math.sqrt(50)))
     assert metric.compute() == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        ("eval/fid", "min"),
-        ("eval/fd_digits", "min"),
-        ("eval/kid", "min"),
-        ("eval/kd_efficientnet_lite0", "min"),
-        ("eval/mode_kl", "min"),
-        ("eval/is", "max"),
-        ("eval/score_digits", "max"),
-        ("eval/precision", "max"),
-        ("eval/recall_efficientnet_lite0", "max"),
-        ("eval/lpips_diversity", "max"),
-        ("eval/modes", "max"),
-        ("eval/mode_confidence", "max"),
-        ("eval/is_std", None),
-        ("eval/score_digits_std", None),
-        ("eval/lpips_diversity_se", None),
-        ("eval/kid_std", None),
-        ("eval/seconds", None),
-        ("train/loss_d", None),
-    ],
-)
-def test_direction(key: str, expected: str | None) -> None:
-    assert direction(key) == expected

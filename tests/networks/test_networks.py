@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 
-from relgan.config import ConfigError, ModelConfig
+import tiny
+from relgan.builtin import Cnn32Options, ConvOptions
+from relgan.config import resolve
 from relgan.networks import build_networks
 from relgan.networks.blocks import pack
+from relgan.options import ConfigError
+from relgan.registry import MODELS, ModelOptions, register_model
 
 CASES = [("dcgan", 32), ("dcgan", 64), ("dcgan", 128), ("dcgan", 256), ("cnn32", 32)]
 
@@ -55,7 +58,7 @@ def is_normalised(module: nn.Module) -> bool:
     ],
 )
 def test_dcgan_parameters_counted_by_hand(size: int, width: int, generator: int, critic: int) -> None:
-    networks = build_networks(ModelConfig(width=width), size, 3)
+    networks = build_networks(tiny.model(width=width), size, 3)
     assert (count(networks[0]), count(networks[1])) == (generator, critic)
 
 
@@ -66,7 +69,7 @@ def test_dcgan_parameters_by_formula(size: int, h: int, z: int, c: int) -> None:
     m = size // 8
     inner = 16 * h * h * 2 * (m * m - 1) // 3
     widths = h * (2 * m - 1)
-    generator, critic = build_networks(ModelConfig(width=h, latent_dim=z), size, c)
+    generator, critic = build_networks(tiny.model(width=h, latent_dim=z), size, c)
     assert count(generator) == 16 * z * h * m + inner + 2 * widths + 16 * h * c
     assert count(critic) == 16 * c * h + inner + 2 * (widths - h) + 16 * h * m
 
@@ -93,7 +96,7 @@ def test_cnn32_parameters_counted_by_hand() -> None:
     assert (generator, convolutions + linear) == (3_812_355, 2_935_873)
 
     def counts(**options: object) -> tuple[int, int]:
-        networks = build_networks(ModelConfig(name="cnn32", width=64, **options), 32, 3)  # type: ignore[arg-type]
+        networks = build_networks(tiny.model("cnn32", width=64, **options), 32, 3)
         return count(networks[0]), count(networks[1])
 
     assert counts() == (generator, convolutions + linear + norms)
@@ -112,7 +115,7 @@ def test_cnn32_parameters_counted_by_hand() -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_shapes_and_range(name: str, size: int, channels: int) -> None:
     torch.manual_seed(0)
-    generator, critic = build_networks(ModelConfig(name=name, width=4, latent_dim=16), size, channels)
+    generator, critic = build_networks(tiny.model(name, width=4, latent_dim=16), size, channels)
     images = generator(3 * torch.randn(5, 16))
     assert images.shape == (5, channels, size, size)
     assert images.abs().max() <= 1
@@ -136,7 +139,7 @@ def test_shapes_and_range(name: str, size: int, channels: int) -> None:
 def test_every_option_trains_at_every_size(name: str, size: int, options: dict[str, object]) -> None:
     torch.manual_seed(0)
     generator, critic = build_networks(
-        ModelConfig(name=name, width=2, latent_dim=8, **options),  # type: ignore[arg-type]
+        tiny.model(name, width=2, latent_dim=8, **options),
         size,
         3,
     )
@@ -149,7 +152,7 @@ def test_every_option_trains_at_every_size(name: str, size: int, options: dict[s
 
 @pytest.mark.parametrize("name", ["dcgan", "cnn32"])
 def test_a_critic_of_another_size_is_an_error(name: str) -> None:
-    _, critic = build_networks(ModelConfig(name=name, width=2), 32, 3)
+    _, critic = build_networks(tiny.model(name, width=2), 32, 3)
     with pytest.raises(RuntimeError):
         critic(torch.zeros(2, 3, 64, 64))
 
@@ -159,11 +162,11 @@ def test_a_critic_of_another_size_is_an_error(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dcgan", "cnn32"])
 def test_spectral_norm_replaces_batch_norm_in_its_own_network_only(name: str) -> None:
-    plain_g, plain_d = build_networks(ModelConfig(name=name, width=4), 32, 3)
+    plain_g, plain_d = build_networks(tiny.model(name, width=4), 32, 3)
     assert of_type(plain_g, nn.BatchNorm2d) == 3
     assert of_type(plain_d, nn.BatchNorm2d) == {"dcgan": 2, "cnn32": 6}[name]
 
-    generator, critic = build_networks(ModelConfig(name=name, width=4, spectral_norm=True), 32, 3)
+    generator, critic = build_networks(tiny.model(name, width=4, spectral_norm=True), 32, 3)
     assert of_type(critic, nn.BatchNorm2d) == 0
     assert of_type(generator, nn.BatchNorm2d) == 3
     assert not any(is_normalised(m) for m in generator.modules())
@@ -172,7 +175,7 @@ def test_spectral_norm_replaces_batch_norm_in_its_own_network_only(name: str) ->
     assert all(is_normalised(m) for m in convolutions)
     assert not any(is_normalised(m) for m in critic.modules() if isinstance(m, nn.Linear))
 
-    generator, critic = build_networks(ModelConfig(name=name, width=4, generator_spectral_norm=True), 32, 3)
+    generator, critic = build_networks(tiny.model(name, width=4, generator_spectral_norm=True), 32, 3)
     assert of_type(generator, nn.BatchNorm2d) == 0
     assert of_type(critic, nn.BatchNorm2d) == of_type(plain_d, nn.BatchNorm2d)
     convolutions = [m for m in generator.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
@@ -184,7 +187,7 @@ def test_spectral_norm_replaces_batch_norm_in_its_own_network_only(name: str) ->
 def test_normalised_convolutions_have_norm_one(transposed: bool) -> None:
     """The largest singular value of the matrix whose rows are the output channels."""
     torch.manual_seed(0)
-    options = ModelConfig(width=4, spectral_norm=True, generator_spectral_norm=True)
+    options = tiny.model(width=4, spectral_norm=True, generator_spectral_norm=True)
     generator, critic = build_networks(options, 32, 3)
     for _ in range(50):
         critic(generator(torch.randn(2, 128)))
@@ -205,7 +208,7 @@ def test_spectral_norm_is_not_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
         autocast.append(torch.is_autocast_enabled("cpu"))
         return multiply(matrix, vector)
 
-    _, critic = build_networks(ModelConfig(width=4, spectral_norm=True), 32, 3)
+    _, critic = build_networks(tiny.model(width=4, spectral_norm=True), 32, 3)
     monkeypatch.setattr(torch, "mv", spy)
     with torch.autocast("cpu", torch.bfloat16):
         critic(torch.rand(2, 3, 32, 32))
@@ -217,7 +220,7 @@ def test_spectral_norm_is_not_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_activations(name: str) -> None:
     def hidden(**options: object) -> list[set[type]]:
         kinds = (nn.ReLU, nn.LeakyReLU, nn.SELU, nn.Tanh)
-        networks = build_networks(ModelConfig(name=name, width=2, **options), 32, 3)  # type: ignore[arg-type]
+        networks = build_networks(tiny.model(name, width=2, **options), 32, 3)
         # The generator's last Tanh is its output.
         modules = [list(networks[0].modules())[:-1], list(networks[1].modules())]
         return [{type(m) for m in found if isinstance(m, kinds)} for found in modules]
@@ -226,14 +229,14 @@ def test_activations(name: str) -> None:
     assert hidden(activation="selu") == [{nn.SELU}, {nn.SELU}]
     assert hidden(activation="tanh") == [{nn.Tanh}, {nn.Tanh}]
     slope = {"dcgan": 0.2, "cnn32": 0.1}[name]
-    _, critic = build_networks(ModelConfig(name=name, width=2), 32, 3)
+    _, critic = build_networks(tiny.model(name, width=2), 32, 3)
     assert {m.negative_slope for m in critic.modules() if isinstance(m, nn.LeakyReLU)} == {slope}
 
 
 @pytest.mark.parametrize("name", ["dcgan", "cnn32"])
 def test_what_each_option_does_to_batch_norm(name: str) -> None:
     def norms(**options: object) -> int:
-        networks = build_networks(ModelConfig(name=name, width=2, **options), 32, 3)  # type: ignore[arg-type]
+        networks = build_networks(tiny.model(name, width=2, **options), 32, 3)
         return sum(of_type(network, nn.BatchNorm2d) for network in networks)
 
     assert norms(norm="none") == norms(activation="selu") == 0
@@ -242,7 +245,7 @@ def test_what_each_option_does_to_batch_norm(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "left"), [("dcgan", 1), ("cnn32", 0)])
 def test_resize_leaves_only_the_layer_that_spreads_z(name: str, left: int) -> None:
-    generator, _ = build_networks(ModelConfig(name=name, width=2, upsample="resize"), 32, 3)
+    generator, _ = build_networks(tiny.model(name, width=2, upsample="resize"), 32, 3)
     assert of_type(generator, nn.ConvTranspose2d) == left
     upsamples = [m for m in generator.modules() if isinstance(m, nn.Upsample)]
     assert [(m.mode, m.scale_factor) for m in upsamples] == [("nearest", 2.0)] * 3
@@ -253,8 +256,8 @@ def test_resize_leaves_only_the_layer_that_spreads_z(name: str, left: int) -> No
 @pytest.mark.parametrize("activation", ["default", "selu"])
 def test_initialisation(name: str, spectral: bool, activation: str) -> None:
     torch.manual_seed(0)
-    options = ModelConfig(
-        name=name, width=32, activation=activation, spectral_norm=spectral, generator_spectral_norm=spectral
+    options = tiny.model(
+        name, width=32, activation=activation, spectral_norm=spectral, generator_spectral_norm=spectral
     )
     for network in build_networks(options, 32, 3):
         for module in network.modules():
@@ -275,7 +278,7 @@ def test_initialisation(name: str, spectral: bool, activation: str) -> None:
 
 @pytest.mark.parametrize("name", ["dcgan", "cnn32"])
 def test_state_dict_holds_plain_tensors_and_restores(name: str) -> None:
-    options = ModelConfig(name=name, width=4, spectral_norm=True, generator_spectral_norm=True)
+    options = tiny.model(name, width=4, spectral_norm=True, generator_spectral_norm=True)
     for network, twin in zip(build_networks(options, 32, 3), build_networks(options, 32, 3), strict=True):
         state = network.state_dict()
         assert all(type(value) is Tensor for value in state.values())
@@ -310,7 +313,7 @@ def test_pack_stacks_neighbours_on_the_channel_axis() -> None:
 @pytest.mark.parametrize(("name", "size"), [("dcgan", 64), ("cnn32", 32)])
 def test_a_packed_critic_judges_k_images_at_once(name: str, size: int) -> None:
     torch.manual_seed(0)
-    generator, critic = build_networks(ModelConfig(name=name, width=4, pack=2, spectral_norm=True), size, 3)
+    generator, critic = build_networks(tiny.model(name, width=4, pack=2, spectral_norm=True), size, 3)
     images = generator(torch.randn(6, 128)).detach()
     critic.eval()
     logits = critic(pack(images, 2))
@@ -329,7 +332,7 @@ def test_a_packed_critic_judges_k_images_at_once(name: str, size: int) -> None:
 @pytest.mark.parametrize("upsample", ["transposed", "resize"])
 def test_channels_last_gives_the_same_numbers(name: str, spectral: bool, upsample: str) -> None:
     torch.manual_seed(0)
-    options = ModelConfig(name=name, width=4, spectral_norm=spectral, upsample=upsample)
+    options = tiny.model(name, width=4, spectral_norm=spectral, upsample=upsample)
     generator, critic = build_networks(options, 32, 3)
     z = torch.randn(4, 128)
     fast_g = copy.deepcopy(generator).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -340,23 +343,95 @@ def test_channels_last_gives_the_same_numbers(name: str, spectral: bool, upsampl
     torch.testing.assert_close(fast_d(images), critic(generator(z)), rtol=1e-3, atol=1e-4)
 
 
-def test_conf_lists_every_option() -> None:
-    """So that model=… leaves nothing behind of the model before it."""
-    folder = Path(__file__).parents[2] / "conf" / "model"
-    configs = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
-    assert set(configs) == {"dcgan", "cnn32"}
-    for name, values in configs.items():
-        assert values.keys() == vars(ModelConfig()).keys()
-        assert values["name"] == name
-        build_networks(ModelConfig(**values), 32, 3)
-    assert (configs["cnn32"]["width"], configs["cnn32"]["spectral_norm"]) == (64, True)
+def test_the_registered_defaults() -> None:
+    assert MODELS["dcgan"].options == ConvOptions("dcgan", width=24, spectral_norm=True)
+    assert MODELS["cnn32"].options == Cnn32Options("cnn32", width=64, spectral_norm=True)
+    for name in ("dcgan", "cnn32"):
+        build_networks(MODELS[name].options, 32, 3)
+
+
+def test_impossible_networks_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^dataset\.image_size: model=cnn32 makes 32×32 images, not 64$"):
+        resolve({"model": {"name": "cnn32"}, "dataset": {"image_size": 64}})
+    with pytest.raises(ConfigError, match=r"^dataset\.image_size: 48 is not one of 32, 64, 128, 256$"):
+        resolve({"dataset": {"image_size": 48}})
+    with pytest.raises(ConfigError, match=r"^model\.name: 'vgg' is not one of dcgan, cnn32"):
+        build_networks(ModelOptions("vgg"), 32, 3)
+
+
+# --- other people's networks ---
+
+
+def linear(size: int, to: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, to))
+
+
+def pictures(size: int) -> nn.Module:
+    return nn.Sequential(linear(8, 3 * size * size), nn.Unflatten(1, (3, size, size)), nn.Tanh())
+
+
+PATCHES = nn.Conv2d(3, 1, 8, stride=8)
+
+
+@pytest.fixture
+def mine(_registries: None) -> Callable[[object], ModelOptions]:
+    """Registers a network pair, or what claims to be one; returns its options."""
+
+    def register(networks: object) -> ModelOptions:
+        register_model("mine", ModelOptions(latent_dim=8), lambda options, image_size, channels: networks)
+        options = MODELS["mine"].options
+        assert isinstance(options, ModelOptions)
+        return options
+
+    return register
+
+
+@pytest.mark.parametrize("critic", [nn.Sequential(linear(768, 1), nn.Flatten(0)), linear(768, 1), PATCHES])
+def test_a_critic_may_return_flat_logits_a_column_or_a_map(
+    mine: Callable[[object], ModelOptions], critic: nn.Module
+) -> None:
+    assert build_networks(mine((pictures(16), critic)), 16, 3)[1] is critic
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "option"),
-    [("cnn32", 64, "dataset.image_size"), ("dcgan", 48, "dataset.image_size"), ("vgg", 32, "model.name")],
+    ("networks", "problem"),
+    [
+        ((pictures(16), linear(768, 2)), r"mine's critic: logits must have the shape .*, got \(2, 2\)"),
+        ((pictures(16), nn.Sequential(linear(768, 1), nn.Flatten(0), nn.Unflatten(0, (1, 2)))), r"mine's critic: .*"),
+        ((pictures(16), nn.AdaptiveAvgPool2d(1)), r"mine's critic: .*, got \(2, 3, 1, 1\)"),
+        ((pictures(8), PATCHES), r"mine's generator returns \(2, 3, 8, 8\), not \(2, 3, 16, 16\)"),
+        ((linear(8, 1), PATCHES), r"mine's generator returns \(2, 1\), not \(2, 3, 16, 16\)"),
+        ((linear(9, 1), PATCHES), r"mine's generator fails on an input of shape \(2, 8\): .*"),
+        ((pictures(16), linear(9, 1)), r"mine's critic fails on an input of shape \(2, 3, 16, 16\): .*"),
+        (
+            (pictures(16), nn.Sequential(nn.Flatten(0, 2), linear(16, 1))),
+            r"mine's critic returns 96 logits for 2 images",
+        ),
+        ((pictures(16), nn.LSTM(16, 1)), r"mine's critic .*"),
+        (pictures(16), r"mine must build a tuple of two torch modules, got \(Sequential\)"),
+        ((pictures(16),), r"mine must build a tuple of two torch modules, got \(Sequential\)"),
+        ((pictures(16), "critic"), r"mine must build a tuple of two torch modules, got \(Sequential, str\)"),
+    ],
 )
-def test_impossible_networks_are_refused(name: str, size: int, option: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        build_networks(ModelConfig(name=name), size, 3)
-    assert error.value.option == option
+def test_networks_of_other_shapes_are_refused_in_one_line(
+    mine: Callable[[object], ModelOptions], networks: object, problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.name: {problem}$") as caught:
+        build_networks(mine(networks), 16, 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_looking_at_networks_changes_neither_them_nor_the_random_numbers(
+    mine: Callable[[object], ModelOptions],
+) -> None:
+    critic = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), PATCHES).eval()
+    generator = nn.Sequential(pictures(16), nn.BatchNorm2d(3))
+    before = [value.clone() for network in (generator, critic) for value in network.state_dict().values()]
+    options = mine((generator, critic))
+    torch.manual_seed(5)
+    build_networks(options, 16, 3)
+    assert torch.equal(torch.randn(3), torch.randn(3, generator=torch.Generator().manual_seed(5)))
+    after = [value for network in (generator, critic) for value in network.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert generator.training
+    assert not critic.training

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from made_runs import PROTOCOL, STEPS, make_run, make_sweep, scores
-from relgan.config import RelganError
+from relgan.metrics.catalogue import Key, ScoreCard
+from relgan.options import RelganError
+from relgan.registry import SCORES, register_score
+from relgan.report import as_csv
 from relgan.report.collect import find_runs, read_run
 from relgan.report.compare import POINTS, Comparison, curve
-from relgan.report.page import Page, score_name
-from relgan.report.table import as_csv
+from relgan.report.page import Page, render
 
 
 def compare(*paths: Path) -> Comparison:
@@ -139,6 +141,26 @@ def test_what_does_not_change_a_score_does_not_split_it(tmp_path: Path) -> None:
     assert len(compare(tmp_path).board("eval/modes").columns) == 1  # counted on images of its own
 
 
+def test_a_strangers_score_is_ranked_where_it_is_known_and_separated_by_its_own_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for loss, value, distance in (("ragan", 0.5, 1), ("sgan", 0.7, 1), ("hinge", 0.9, 2)):
+        protocol = {**PROTOCOL, "sharpness_images": 50, "options": {"sharpness": {"distance": distance}}}
+        path = make_run(tmp_path / loss, loss, protocol=protocol)
+        with (path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"kind": "eval", "step": STEPS, "eval/sharpness": value, "eval/modes": 5.0}) + "\n")
+    assert "eval/sharpness" not in compare(tmp_path).score_keys()
+    SCORES.names()
+    monkeypatch.setattr(SCORES, "_entries", dict(SCORES._entries))
+    card = ScoreCard((Key("sharpness", "Sharpness", "max"),), family="sharpness")
+    register_score("sharpness", None, "strange:Sharpness", facts=card)
+    comparison = compare(tmp_path)
+    board = comparison.board("eval/sharpness")
+    assert [board.best(column) for column in board.columns] == ["sgan", None]
+    assert len(comparison.board("eval/modes").columns) == 1
+    assert "Sharpness" in render(comparison, "")
+
+
 @pytest.mark.parametrize("protocol", [{**PROTOCOL, "weights_known": False}, {}])
 def test_unknown_weights_are_shown_but_never_ranked(tmp_path: Path, protocol: dict[str, Any]) -> None:
     for loss in ("ragan", "sgan"):
@@ -214,11 +236,3 @@ def test_the_table_has_a_line_for_each_run(tmp_path: Path) -> None:
         if row["status"] == "finished":
             assert float(row["eval/modes"]) == float(row["max:eval/modes"])
             assert row["extractor"] == "digits"
-
-
-def test_scores_have_names_for_people() -> None:
-    assert score_name("eval/fid") == "FID"
-    assert score_name("eval/fd_efficientnet_lite0") == "Fréchet distance (efficientnet_lite0)"
-    assert score_name("eval/mode_kl") == "Mode KL"
-    assert score_name("eval/is") == "IS"
-    assert score_name("eval/lpips_diversity") == "LPIPS diversity"

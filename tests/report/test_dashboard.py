@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from relgan.metrics.direction import direction
-from relgan.report.dashboard import SCORES
+from relgan.metrics.catalogue import direction
+from relgan.report.dashboard import shown_scores
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -24,7 +24,7 @@ def test_the_view_has_scores_by_loss_and_dataset_curves_critic_and_samples() -> 
     spec = model["spec"]["section"]
     sections = {s["name"]: s["panels"] for s in spec["panel_bank_config"]["sections"]}
     bars = sections["Scores by dataset and loss"]
-    assert [panel["config"]["metrics"] for panel in bars] == [[f"{key}.{direction(key)}"] for key in SCORES]
+    assert [panel["config"]["metrics"] for panel in bars] == [[f"{key}.{direction(key)}"] for key in shown_scores()]
     assert {panel["config"]["group_area"] for panel in bars} == {"stddev"}
     curves = sections["Score curves"]
     assert {panel["config"]["x_axis"] for panel in curves} == {"step"}
@@ -37,4 +37,4 @@ def test_the_view_has_scores_by_loss_and_dataset_curves_critic_and_samples() -> 
 
 
 def test_every_score_shown_is_one_that_is_ranked() -> None:
-    assert all(direction(key) is not None for key in SCORES)
+    assert all(direction(key) is not None for key in shown_scores())

@@ -12,10 +12,11 @@ import pytest
 import wandb
 
 import tiny
-from relgan.config import TrackerConfig
+from relgan.builtin import WandbOptions
 from relgan.tracking import wandb as tracking
+from relgan.tracking.base import Context
 from relgan.training.loop import Outcome
-from relgan.training.step import Step
+from relgan.training.update import Update
 from wandb_file import artifacts, history, records, summary, wandb_files
 
 OFFLINE = ("tracker.name=wandb", "tracker.project=proj", "tracker.tags=[extra]", "name=group")
@@ -64,7 +65,7 @@ def test_an_offline_run_holds_a_copy_of_the_local_records(tmp_path: Path, caplog
 def test_charts_have_the_step_on_x_and_summaries_keep_the_best_of_each_score(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
-    tracker = start(TrackerConfig(), directory)
+    tracker = start(WandbOptions(), directory)
     assert tracker is not None
     for step, fid in ((0, 90.0), (5, 30.0), (10, 40.0)):
         tracker.log("train", step, 1.0, {"train/loss_d": 0.5})
@@ -88,9 +89,9 @@ def test_a_run_that_stopped_goes_on_where_its_curves_end(tmp_path: Path, monkeyp
     """Two files of one run, which W&B puts one after the other: every update once, whatever ended the first start."""
     directory = tmp_path / "run"
     often = ("train.log_every=1", "train.checkpoint_every=2")
-    original, calls = Step.update_generator, [0]
+    original, calls = Update.update_generator, [0]
 
-    def crashing(self: Step, *arguments: Any) -> Any:
+    def crashing(self: Update, *arguments: Any) -> Any:
         calls[0] += 1
         if calls[0] == 6:
             raise RuntimeError("boom")
@@ -98,7 +99,7 @@ def test_a_run_that_stopped_goes_on_where_its_curves_end(tmp_path: Path, monkeyp
 
     # The checkpoint is of the fourth update; W&B and metrics.jsonl have the fifth as well.
     with monkeypatch.context() as patched:
-        patched.setattr(Step, "update_generator", crashing)
+        patched.setattr(Update, "update_generator", crashing)
         with pytest.raises(RuntimeError, match="boom"):
             tiny.run(directory, *OFFLINE, *often, "train.iterations=8")
     assert tiny.last(directory)["step"] == 4
@@ -167,16 +168,16 @@ def test_nothing_that_breaks_in_wandb_stops_training(
     wandb.finish()
 
 
-def start(config: TrackerConfig, directory: Path) -> tracking.WandbTracker | None:
+def start(options: WandbOptions, directory: Path) -> tracking.WandbTracker | None:
     directory.mkdir(exist_ok=True)
-    return tracking.start(config, run_dir=directory, group="g", job_type="train", tags=[], options={})
+    return tracking.start(options, Context(run_dir=directory, group="g", job_type="train"))
 
 
 def test_without_an_account_nothing_asks_and_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", never)
     monkeypatch.setattr("getpass.getpass", never)
     began = time.perf_counter()
-    tracker = start(TrackerConfig(), tmp_path / "run")
+    tracker = start(WandbOptions(), tmp_path / "run")
     assert time.perf_counter() - began < 15
     assert tracker is not None
     assert wandb.run is not None
@@ -195,7 +196,7 @@ def test_a_key_that_does_not_help_means_offline(
     monkeypatch.setattr("builtins.input", never)
     began = time.perf_counter()
     with caplog.at_level(logging.INFO, "relgan"):
-        tracker = start(TrackerConfig(), tmp_path / "run")
+        tracker = start(WandbOptions(), tmp_path / "run")
     assert time.perf_counter() - began < 40
     assert tracker is not None
     tracker.close(0)

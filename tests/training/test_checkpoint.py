@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from relgan.config import RelganError
+from relgan.options import RelganError
 from relgan.rundir import previous
 from relgan.training import checkpoint
 
@@ -30,9 +30,10 @@ CONTENT: dict[str, Any] = {
     "epoch": 0,
     "seconds": 1.5,
     "channels": 3,
+    "data_fingerprint": "0123",
     "tracker_run_id": None,
-    "best": {},
-    "final": {},
+    "foreign": {},
+    "history": {"final": {}, "best": {}, "ranking": {}, "visited": True},
 }
 
 
@@ -66,6 +67,13 @@ def test_what_is_written_is_read_and_the_one_before_is_kept(path: Path) -> None:
     assert checkpoint.load(previous(path))["step"] == 3
     assert torch.equal(checkpoint.load(path)["generator"]["w"], torch.arange(1000.0))
     assert sorted(file.name for file in path.parent.iterdir()) == ["last.previous.pt", "last.pt"]
+
+
+def test_every_key_is_needed(path: Path) -> None:
+    assert {"format", *CONTENT} == set(checkpoint.KEYS)
+    for key in CONTENT:
+        checkpoint.save({name: value for name, value in CONTENT.items() if name != key}, path)
+        assert f"not a relgan checkpoint (no {key})" in refusal(path)
 
 
 def test_nothing_is_kept_beside_a_best(path: Path) -> None:
@@ -144,9 +152,9 @@ def test_a_foreign_pickle_runs_nothing(
     monkeypatch.setenv("RELGAN_TEST_EVIL", str(target))
     path.parent.mkdir()
     if legacy:
-        path.write_bytes(pickle.dumps({**CONTENT, "format": 1, "step": Evil()}))
+        path.write_bytes(pickle.dumps({**CONTENT, "format": checkpoint.FORMAT, "step": Evil()}))
     else:
-        torch.save({**CONTENT, "format": 1, "step": Evil()}, path)
+        torch.save({**CONTENT, "format": checkpoint.FORMAT, "step": Evil()}, path)
     refusal(path)
     assert not target.exists()
     # The file is as dangerous as it should be.
@@ -167,9 +175,10 @@ def test_other_files(path: Path, tmp_path: Path) -> None:
     assert "not a relgan checkpoint" in refusal(path)
     torch.save({"state_dict": {}}, path)
     assert "not a relgan checkpoint" in refusal(path)
-    torch.save({"format": 1, "step": 3}, path)
-    assert "not a relgan checkpoint" in refusal(path)
-    torch.save({**CONTENT, "format": checkpoint.FORMAT + 1}, path)
-    assert "newer relgan" in refusal(path)
+    torch.save({"format": checkpoint.FORMAT, "step": 3}, path)
+    assert "not a relgan checkpoint (no config, channels" in refusal(path)
+    for other in (1, checkpoint.FORMAT + 1):
+        torch.save({**CONTENT, "format": other}, path)
+        assert f"written by another relgan (format {other}; this one reads {checkpoint.FORMAT})" in refusal(path)
     torch.save({**CONTENT, "format": "x"}, path)
     assert "not a relgan checkpoint" in refusal(path)

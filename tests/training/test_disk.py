@@ -17,7 +17,7 @@ from torch import Tensor
 import tiny
 from relgan.training import loop
 from relgan.training.loop import Outcome
-from relgan.training.step import GeneratorResult, Step
+from relgan.training.update import GeneratorResult, Update
 
 OPTIONS = ("train.iterations=7", "train.checkpoint_every=2", "train.log_every=1")
 
@@ -29,14 +29,14 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def during(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], object]]) -> None:
     """Call each action in the middle of the generator update of its number, from 1."""
-    original, done = Step.update_generator, [0]
+    original, done = Update.update_generator, [0]
 
-    def update(self: Step, real: Tensor, z: Tensor) -> GeneratorResult:
+    def updating(self: Update, real: Tensor, z: Tensor) -> GeneratorResult:
         done[0] += 1
         actions.get(done[0], lambda: None)()
         return original(self, real, z)
 
-    monkeypatch.setattr(Step, "update_generator", update)
+    monkeypatch.setattr(Update, "update_generator", updating)
 
 
 def steps(directory: Path) -> list[int]:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from relgan.config import ModelConfig
+import tiny
 from relgan.networks import build_networks
-from relgan.training.ema import EMA
+from relgan.training.state import EMA
 
 
 def network() -> nn.Module:
@@ -110,7 +110,7 @@ def test_a_restored_average_continues_bitwise() -> None:
 
 @pytest.mark.parametrize("name", ["dcgan", "cnn32"])
 def test_generators_with_spectral_norm_in_channels_last(name: str) -> None:
-    generator, _ = build_networks(ModelConfig(name=name, width=4, generator_spectral_norm=True), 32, 3)
+    generator, _ = build_networks(tiny.model(name, width=4, generator_spectral_norm=True), 32, 3)
     generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = EMA(generator, 0.5)
     generator(torch.randn(4, 128))

@@ -7,14 +7,14 @@ import copy
 import pytest
 import torch
 
-from relgan.config import ModelConfig, OptimizerConfig, PenaltyConfig
+import tiny
+from relgan.config import OptimizerConfig
 from relgan.losses import get_loss
 from relgan.networks import build_networks
-from relgan.penalties import build_penalty
-from relgan.training.engine import build_iteration
-from relgan.training.iteration import Eager
-from relgan.training.schedule import build_optimizers
-from relgan.training.step import Precision, Step
+from relgan.penalties import Penalty
+from relgan.training.engine import Eager, build_iteration
+from relgan.training.optimizers import build_optimizers
+from relgan.training.update import Precision, Update
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,77 +22,80 @@ pytestmark = [
 ]
 
 
-def _step(device: str, networks: tuple[torch.nn.Module, torch.nn.Module], loss: str, penalty: PenaltyConfig) -> Step:
+def _update(device: str, networks: tuple[torch.nn.Module, torch.nn.Module], loss: str, penalty: Penalty) -> Update:
     generator, critic = (copy.deepcopy(n).to(device, memory_format=torch.channels_last) for n in networks)
-    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(), generator, critic)
-    return Step(
+    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(lr_g=2e-4, lr_d=2e-4), generator, critic)
+    return Update(
         generator=generator,
         critic=critic,
         loss=get_loss(loss),
-        penalty=build_penalty(penalty),
+        penalty=penalty,
         optimizer_g=optimizer_g,
         optimizer_d=optimizer_d,
         precision=Precision(torch.device(device), "fp32"),
     )
 
 
-@pytest.mark.parametrize(("loss", "penalty"), [("sgan", "none"), ("ragan", "none"), ("rsgan", "r1r2")])
-def test_cuda_equals_cpu_in_fp32(loss: str, penalty: str) -> None:
+@pytest.mark.parametrize(("loss", "penalty"), [("sgan", Penalty()), ("ragan", Penalty()), ("rsgan", tiny.penalty("r1r2"))])
+def test_cuda_equals_cpu_in_fp32(loss: str, penalty: Penalty) -> None:
     """The same updates from the same weights, images and latents, within float32's rounding."""
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = False
-    networks = build_networks(ModelConfig(name="dcgan", width=8, latent_dim=16), 32, 3)
-    options = PenaltyConfig(name=penalty, weight=0.0 if penalty == "none" else 1.0)
-    steps = {device: _step(device, networks, loss, options) for device in ("cpu", "cuda")}
+    networks = build_networks(tiny.model(width=8, latent_dim=16), 32, 3)
+    updates = {device: _update(device, networks, loss, penalty) for device in ("cpu", "cuda")}
     real, z = torch.rand(8, 3, 32, 32) * 2 - 1, torch.randn(8, 16)
     losses = {
         device: [
-            step.update_critic(real.to(device), z.to(device)).loss.item(),
-            step.update_generator(real.to(device), z.to(device)).loss.item(),
+            update.update_critic(real.to(device), z.to(device)).loss.item(),
+            update.update_generator(real.to(device), z.to(device)).loss.item(),
         ]
-        for device, step in steps.items()
+        for device, update in updates.items()
     }
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3, abs=1e-4)
 
 
 def test_divergence_on_cuda_keeps_the_last_good_weights() -> None:
-    networks = build_networks(ModelConfig(name="dcgan", width=8, latent_dim=16), 32, 3)
-    step = _step("cuda", networks, "sgan", PenaltyConfig())
-    before = copy.deepcopy(step.critic.state_dict())
+    networks = build_networks(tiny.model(width=8, latent_dim=16), 32, 3)
+    update = _update("cuda", networks, "sgan", Penalty())
+    before = copy.deepcopy(update.critic.state_dict())
     real = torch.full((8, 3, 32, 32), torch.nan, device="cuda")
-    step.update_critic(real, torch.randn(8, 16, device="cuda"))
-    assert step.diverged.item() == 1
-    weights = dict(step.critic.named_parameters())
+    update.update_critic(real, torch.randn(8, 16, device="cuda"))
+    assert update.diverged.item() == 1
+    weights = dict(update.critic.named_parameters())
     assert all(torch.equal(weights[name], before[name]) for name in weights)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 @pytest.mark.parametrize(
     ("loss", "penalty"),
-    [("sgan", "none"), ("rasgan", "none"), ("rsgan_allpairs", "none"), ("wgan_gp", "gp"), ("rsgan", "r1r2")],
+    [
+        *((loss, Penalty()) for loss in ("sgan", "rasgan", "rsgan_allpairs")),
+        ("wgan_gp", tiny.penalty("gp", 1.0)),
+        ("rsgan", tiny.penalty("r1r2")),
+    ],
 )
-def test_the_graph_is_the_eager_iteration_step_for_step(loss: str, penalty: str, optimizer: str) -> None:
+def test_the_graph_is_the_eager_iteration_step_for_step(loss: str, penalty: Penalty, optimizer: str) -> None:
     """In fp32, two critic updates per iteration, spectral norm; Adam would blow rounding up to whole steps of lr."""
     numbers: dict[str, list[list[float]]] = {}
     weights: dict[str, list[torch.Tensor]] = {}
     torch.backends.cudnn.allow_tf32 = False
     for engine in ("eager", "cudagraph"):
         torch.manual_seed(0)
-        networks = build_networks(ModelConfig(width=8, latent_dim=16, spectral_norm=True), 32, 3)
+        networks = build_networks(tiny.model(width=8, latent_dim=16, spectral_norm=True), 32, 3)
         for network in networks:
             network.to("cuda", memory_format=torch.channels_last)
         options = OptimizerConfig(name=optimizer, lr_g=1e-5, lr_d=1e-5)
         optimizer_g, optimizer_d = build_optimizers(options, *networks, captured=engine == "cudagraph")
-        step = Step(
+        update = Update(
             generator=networks[0],
             critic=networks[1],
             loss=get_loss(loss),
-            penalty=build_penalty(PenaltyConfig(name=penalty, weight=0.0 if penalty == "none" else 1.0)),
+            penalty=penalty,
             optimizer_g=optimizer_g,
             optimizer_d=optimizer_d,
             precision=Precision(torch.device("cuda"), "fp32"),
         )
-        eager = Eager(step, lambda: torch.randn(8, 16, device="cuda"))
+        eager = Eager(update, lambda: torch.randn(8, 16, device="cuda"))
         random = torch.Generator("cuda").manual_seed(1)
 
         def reals(random: torch.Generator = random) -> list[torch.Tensor]:
@@ -114,23 +117,23 @@ def test_the_graph_is_the_eager_iteration_step_for_step(loss: str, penalty: str,
 
 
 def test_a_graph_masks_what_is_not_finite() -> None:
-    networks = [n.to("cuda") for n in build_networks(ModelConfig(width=8, latent_dim=16), 32, 3)]
-    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(), *networks, captured=True)
-    step = Step(
+    networks = [n.to("cuda") for n in build_networks(tiny.model(width=8, latent_dim=16), 32, 3)]
+    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(lr_g=2e-4, lr_d=2e-4), *networks, captured=True)
+    update = Update(
         generator=networks[0],
         critic=networks[1],
         loss=get_loss("sgan"),
-        penalty=None,
+        penalty=Penalty(),
         optimizer_g=optimizer_g,
         optimizer_d=optimizer_d,
         precision=Precision(torch.device("cuda"), "fp32"),
     )
-    eager = Eager(step, lambda: torch.randn(8, 16, device="cuda"))
+    eager = Eager(update, lambda: torch.randn(8, 16, device="cuda"))
     real = torch.zeros(8, 3, 32, 32, device="cuda")
     _, iteration = build_iteration("cudagraph", eager, lambda: [real, real], chosen_by_user=True)
     iteration([real, real])
-    before = [p.detach().clone() for p in step.critic.parameters()]
+    before = [p.detach().clone() for p in update.critic.parameters()]
     iteration([real * torch.nan, real])
     iteration([real, real])
-    assert step.diverged.item() == 1
-    assert all(torch.equal(p, q) for p, q in zip(step.critic.parameters(), before, strict=True))
+    assert update.diverged.item() == 1
+    assert all(torch.equal(p, q) for p, q in zip(update.critic.parameters(), before, strict=True))

@@ -9,11 +9,11 @@ import pytest
 
 import tiny
 from relgan.build import build_run
-from relgan.config import ConfigError
-from relgan.training.generator import load_checkpoint
+from relgan.generator import read_checkpoint
+from relgan.options import ConfigError
 from relgan.training.loop import train
 from relgan.training.run import Run
-from relgan.training.summary import best_of
+from relgan.training.state import History
 
 VALUES = {0: 9.0, 2: 5.0, 4: 7.0, 6: 3.0, 8: 5.0, 10: 4.0}
 SCORED = ("metrics.every=2", "train.iterations=10", "train.checkpoint_every=2")
@@ -39,9 +39,9 @@ def test_the_newest_stay(tmp_path: Path) -> None:
     assert names(tmp_path) == ["last", "last.previous", "step_00000004", "step_00000006", "step_00000007"]
     for step in (4, 6, 7):
         assert tiny.last(tmp_path, f"step_{step:08d}")["step"] == step
-    assert load_checkpoint(str(tmp_path), "step_00000004")["step"] == 4
+    assert read_checkpoint(tmp_path, "step_00000004")["step"] == 4
     with pytest.raises(ConfigError, match="'step_00000002' is not one of best, last, step_00000004"):
-        load_checkpoint(str(tmp_path), "step_00000002")
+        read_checkpoint(tmp_path, "step_00000002")
     # None is deleted where none is asked for: a later start may have given the option up.
     tiny.run(tmp_path, "train.iterations=8", "resume=auto")
     assert "step_00000004" in names(tmp_path)
@@ -54,7 +54,7 @@ def test_the_best_stay(tmp_path: Path) -> None:
     assert tiny.last(tmp_path, "best")["step"] == 6
     for step in (2, 6, 10):
         assert tiny.last(tmp_path, f"best_{step:08d}")["step"] == step
-    assert load_checkpoint(str(tmp_path), "best_00000002")["step"] == 2
+    assert read_checkpoint(tmp_path, "best_00000002")["step"] == 2
 
 
 @pytest.mark.usefixtures("_scored")
@@ -88,10 +88,21 @@ def test_nothing_that_the_last_checkpoint_counts_on_is_deleted_before_the_next(
     with pytest.raises(KeyboardInterrupt):
         train(run)
     assert names(tmp_path) == ["best", "best_00000002", "best_00000004", "best_00000006", "last"]
-    assert tiny.last(tmp_path)["ranking"] == {2: 5.0, 4: 7.0}
+    assert tiny.last(tmp_path)["history"]["ranking"] == {2: 5.0, 4: 7.0}
 
 
-def test_ranking() -> None:
-    assert list(best_of(VALUES, "min", 3)) == [6, 10, 2]
-    assert list(best_of(VALUES, "max", 2)) == [0, 4]
-    assert best_of({}, "min", 3) == {}
+@pytest.mark.parametrize(
+    ("key", "keep", "expected"),
+    [("eval/fid", 3, [6, 10, 2]), ("eval/modes", 2, [0, 4]), ("eval/fid", 1, [6])],
+)
+def test_ranking(key: str, keep: int, expected: list[int]) -> None:
+    history = History()
+    for step, value in VALUES.items():
+        history.remember({key: value}, step, keep)
+    assert list(history.ranking) == expected
+
+
+def test_of_equal_scores_the_earlier_is_better() -> None:
+    history = History()
+    assert [history.remember({"eval/fid": 5.0}, step, keep=1) for step in (2, 4)] == [True, False]
+    assert history.ranking == {2: 5.0}

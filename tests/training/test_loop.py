@@ -19,14 +19,14 @@ from torch import Tensor
 
 import tiny
 from relgan.build import build_run
-from relgan.data.sampler import Batches
+from relgan.data.batches import Batches
 from relgan.losses import AdversarialLoss
 from relgan.rundir import OccupiedError
 from relgan.training import checkpoint, loop
-from relgan.training.loop import Loop, Outcome, train
+from relgan.training.loop import Loop, Outcome, Speed, train
 from relgan.training.run import Run
-from relgan.training.step import CriticResult, GeneratorResult, Step
-from relgan.training.summary import Speed, update_best
+from relgan.training.state import History
+from relgan.training.update import CriticResult, GeneratorResult, Update
 
 TRAIN_KEYS = {
     "kind", "step", "time_s", "train/loss_d", "train/loss_g", "train/penalty", "train/logit_real", "train/logit_fake",
@@ -46,15 +46,15 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Any) -> None:
     """Call ``action()`` in the middle of the ``number``-th generator update (from 1)."""
-    original, done = Step.update_generator, [0]
+    original, done = Update.update_generator, [0]
 
-    def update(self: Step, real: Tensor, z: Tensor) -> GeneratorResult:
+    def update(self: Update, real: Tensor, z: Tensor) -> GeneratorResult:
         done[0] += 1
         if done[0] == number:
             action()
         return original(self, real, z)
 
-    monkeypatch.setattr(Step, "update_generator", update)
+    monkeypatch.setattr(Update, "update_generator", update)
 
 
 def test_the_run_directory_is_the_contract(tmp_path: Path) -> None:
@@ -154,18 +154,18 @@ def test_how_many_real_batches_an_update_draws(
 ) -> None:
     drawn: list[Tensor] = []
     seen: list[Tensor] = []
-    draw, update = Batches.next, Step.update_generator
+    draw, update = Batches.next, Update.update_generator
 
     def counted(self: Batches) -> Tensor:
         drawn.append(draw(self))
         return drawn[-1]
 
-    def watched(self: Step, real: Tensor, z: Tensor) -> GeneratorResult:
+    def watched(self: Update, real: Tensor, z: Tensor) -> GeneratorResult:
         seen.append(real)
         return update(self, real, z)
 
     monkeypatch.setattr(Batches, "next", counted)
-    monkeypatch.setattr(Step, "update_generator", watched)
+    monkeypatch.setattr(Update, "update_generator", watched)
     tiny.run(tmp_path, *options, "train.iterations=3")
     assert len(drawn) == 3 * per_update
     assert [batch is drawn[(n + 1) * per_update - 1] for n, batch in enumerate(seen)] == [True] * 3
@@ -183,17 +183,17 @@ def test_divergence_is_a_result_with_the_last_good_weights(
 ) -> None:
     options = (f"optimizer.name={optimizer}", "optimizer.betas=[0.0,0.9]", "train.log_every=1")
     run = build_run(tiny.config(*options, "train.iterations=20"), tmp_path)
-    good, update = run.step.loss, Step.update_critic
+    good, update = run.update.loss, Update.update_critic
     kept: dict[str, Any] = {}
 
-    def update_critic(self: Step, real: Tensor, z: Tensor) -> CriticResult:
+    def update_critic(self: Update, real: Tensor, z: Tensor) -> CriticResult:
         if run.state.step == 3:
             self.loss = NotANumber(good.name, good.form, good.cost)
             for part in ("generator", "critic"):
                 kept[part] = {name: value.clone() for name, value in getattr(self, part).named_parameters()}
         return update(self, real, z)
 
-    monkeypatch.setattr(Step, "update_critic", update_critic)
+    monkeypatch.setattr(Update, "update_critic", update_critic)
     with caplog.at_level(logging.INFO, "relgan"):
         assert train(run) == Outcome("diverged", 0)
     summary = tiny.summary(tmp_path)
@@ -326,7 +326,7 @@ def test_a_generator_that_cannot_be_scored_is_reported_and_trained_on(
     def evaluate(self: Run) -> dict[str, float]:
         if broken == "raises":
             raise ValueError("the generator returned values that are not finite")
-        return {"eval/fid": float("nan"), "eval/seconds": 1.0}
+        return {"eval/fid": float("nan"), "eval/is_std": 1.0}
 
     monkeypatch.setattr(Run, "evaluate", evaluate)
     with caplog.at_level(logging.WARNING, "relgan"):
@@ -349,12 +349,14 @@ def test_speed_is_the_median_interval_after_warm_up() -> None:
 
 
 def test_the_best_knows_which_way_is_better() -> None:
-    best: dict[str, dict[str, float]] = {}
-    directions = {"eval/fid": "min", "eval/modes": "max"}
-    assert update_best(best, {"eval/fid": 5.0, "eval/modes": 10, "eval/seconds": 1}, 0, directions) == set(directions)
-    assert update_best(best, {"eval/fid": 6.0, "eval/modes": 11, "eval/seconds": 1}, 1, directions) == {"eval/modes"}
-    assert update_best(best, {"eval/fid": 5.0, "eval/modes": 11, "eval/seconds": 1}, 2, directions) == set()
-    assert best == {"eval/fid": {"value": 5.0, "step": 0}, "eval/modes": {"value": 11, "step": 1}}
+    history = History()
+    assert history.remember({"eval/fid": 5.0, "eval/modes": 10, "eval/is_std": 1}, 0, keep=1)
+    assert not history.remember({"eval/fid": 6.0, "eval/modes": 11, "eval/is_std": 1}, 1, keep=1)
+    assert history.best == {"eval/fid": {"value": 5.0, "step": 0}, "eval/modes": {"value": 11, "step": 1}}
+    assert not history.remember({"eval/fid": 5.0, "eval/modes": 11, "eval/is_std": 1}, 2, keep=1)
+    assert history.best == {"eval/fid": {"value": 5.0, "step": 0}, "eval/modes": {"value": 11, "step": 1}}
+    assert history.final == {"eval/fid": 5.0, "eval/modes": 11, "eval/is_std": 1}
+    assert not History().remember({"eval/is_std": 1.0}, 0, keep=1)  # has no best
 
 
 def test_a_directory_in_use_is_refused_and_untouched(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 import tiny
 from relgan.metrics.extractors import Extractor
 from relgan.training.loop import Outcome
-from relgan.training.step import GeneratorResult, Step
+from relgan.training.update import GeneratorResult, Update
 from torture import compare
 
 # Scored in train mode by the raw generator: an evaluation moves the buffers that are trained.
@@ -75,17 +75,17 @@ def test_an_evaluation_is_broken_off_and_done_again(
 def test_what_was_due_after_the_running_update_waits_for_the_successor(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update = Step.update_generator
+    update = Update.update_generator
     scored: list[int] = []
 
-    def updating(self: Step, real: Tensor, z: Tensor) -> GeneratorResult:
+    def updating(self: Update, real: Tensor, z: Tensor) -> GeneratorResult:
         scored.append(1)
         if len(scored) == 4:
             signal.raise_signal(signal.SIGUSR1)
         return update(self, real, z)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Step, "update_generator", updating)
+        patched.setattr(Update, "update_generator", updating)
         assert tiny.run(tmp_path, *OPTIONS) == Outcome("interrupted", 128 + signal.SIGUSR1)
     assert tiny.last(tmp_path)["step"] == 4
     assert [line["step"] for line in tiny.records(tmp_path) if line["kind"] == "eval"] == [0, 2]
@@ -99,15 +99,15 @@ def test_slurm_is_asked_after_saving(tmp_path: Path, monkeypatch: pytest.MonkeyP
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_ID", "42")
-    update = Step.update_generator
+    update = Update.update_generator
     for number, expected in ((signal.SIGTERM, None), (signal.SIGUSR1, "requeue 42\nlast.previous.pt\nlast.pt\n")):
 
-        def updating(self: Step, real: Tensor, z: Tensor, number: int = number) -> GeneratorResult:
+        def updating(self: Update, real: Tensor, z: Tensor, number: int = number) -> GeneratorResult:
             signal.raise_signal(number)
             return update(self, real, z)
 
-        monkeypatch.setattr(Step, "update_generator", updating)
+        monkeypatch.setattr(Update, "update_generator", updating)
         assert tiny.run(directory, "train.iterations=5", "resume=auto").exit_code == 128 + number
         assert (asked.read_text() if asked.exists() else None) == expected
-    monkeypatch.setattr(Step, "update_generator", update)
+    monkeypatch.setattr(Update, "update_generator", update)
     assert tiny.run(directory, "train.iterations=5", "resume=auto") == Outcome("finished", 0)

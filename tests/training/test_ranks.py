@@ -18,19 +18,15 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from relgan.config import (
-    Config,
-    ConfigError,
-    ModelConfig,
-    TrainConfig,
-    check_batch_size,
-)
+from relgan.builtin import ConvOptions
+from relgan.config import Config, TrainConfig, check_batch_size
 from relgan.distributed import broadcast, own_part
+from relgan.options import ConfigError
 
 BATCH = 12
 WORLDS = (3, 2)
-SPECTRAL = ModelConfig(width=2, latent_dim=4, norm="none", spectral_norm=True)
-SYNCHRONISED = ModelConfig(width=2, latent_dim=4, sync_batch_norm=True)
+SPECTRAL = tiny.model(width=2, latent_dim=4, norm="none", spectral_norm=True)
+SYNCHRONISED = tiny.model(width=2, latent_dim=4, sync_batch_norm=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Setting:
 
     loss: str
     penalty: str = "none"
-    model: ModelConfig = dataclasses.field(default_factory=lambda: SPECTRAL)
+    model: ConvOptions = dataclasses.field(default_factory=lambda: SPECTRAL)
     accumulate: int = 1
 
 
@@ -61,23 +57,18 @@ SETTINGS = [
 ]
 
 
-def update(setting: Setting) -> dict[str, list[Tensor]]:
+def updated(setting: Setting) -> dict[str, list[Tensor]]:
     """Gradients and buffers after one critic and one generator update of this process's part of the batch."""
     torch.manual_seed(0)
-    step = tiny.step(
-        setting.model,
-        setting.loss,
-        penalty=setting.penalty,
-        weight=0.1,
-        dtype=torch.float64,
-        accumulate=setting.accumulate,
+    update = tiny.update(
+        setting.model, setting.loss, penalty=setting.penalty, dtype=torch.float64, accumulate=setting.accumulate
     )
-    generator, critic = step.generator, step.critic
+    generator, critic = update.generator, update.critic
     real = 2 * torch.rand(BATCH, 1, 32, 32, dtype=torch.float64) - 1
     z = torch.randn(BATCH, setting.model.latent_dim, dtype=torch.float64)
-    first = step.update_critic(own_part(real), own_part(z))
+    first = update.update_critic(own_part(real), own_part(z))
     of_critic = gradients(critic)
-    second = step.update_generator(own_part(real), own_part(z))
+    second = update.update_generator(own_part(real), own_part(z))
     buffers = [b.clone() for network in (generator, critic) for b in network.buffers()]
     parameters = [p.detach().clone() for network in (generator, critic) for p in network.parameters()]
     return {
@@ -103,7 +94,7 @@ def rank_main(rank: int, folder: str) -> None:
             continue
         store = f"file://{folder}/store{world}"
         torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-        results = [update(setting) for setting in SETTINGS]
+        results = [updated(setting) for setting in SETTINGS]
         buffers = [torch.full((2,), float(rank))]
         broadcast(buffers)
         torch.save({"updates": results, "broadcast": buffers}, f"{folder}/{rank} of {world}.pt")
@@ -133,7 +124,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Rank]]:
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("number", range(len(SETTINGS)), ids=[str(dataclasses.astuple(s)) for s in SETTINGS])
 def test_the_update_is_that_of_one_process(number: int, world: int, ranks: dict[int, list[Rank]]) -> None:
-    whole = update(SETTINGS[number])
+    whole = updated(SETTINGS[number])
     parts = [rank["updates"][number] for rank in ranks[world]]
     for part in parts:
         for got, want in zip(part["same on all ranks"], whole["same on all ranks"], strict=True):

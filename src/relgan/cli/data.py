@@ -5,54 +5,68 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from relgan.cli import app
-from relgan.config import DatasetConfig, RelganError
+from relgan.cli.command import CommandOptions, Line, command
+from relgan.options import RelganError, option
+from relgan.registry import DATASETS, DatasetOptions
 
-HELP = """relgan-data ACTION [dataset=NAME] [dataset.OPTION=VALUE …]
+USAGE = """relgan-data list
+relgan-data prepare dataset=celeba dataset.path=FILE.zip
+relgan-data show dataset=cat [out=cat.png]
+relgan-data verify [dataset=NAME]
 
   list      every data set: what it is, terms, size, how to get it, what is prepared and where
-  prepare   pack a data set into the cache:   relgan-data prepare dataset=celeba dataset.path=FILE.zip
-  show      print the facts and write a contact sheet:   relgan-data show dataset=cat out=cat.png
+  prepare   pack a data set into the cache
+  show      print the facts and write a contact sheet
   verify    read prepared data again and compare with its fingerprint; without dataset=, all of it
 """
 
 
+@dataclass
+class DataOptions(CommandOptions):
+    action: str = option("list", "what to do; action= may be left out", choices=("list", "prepare", "show", "verify"))
+    out: str | None = option(None, "file of the contact sheet; null: DATASET_SIZE.png")
+
+
 def main() -> None:
-    with app.guard():
-        _run(sys.argv[1:])
+    command(DataOptions, USAGE, data, positional="action", composes=("dataset",))
 
 
-def _run(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return
+def data(options: DataOptions, line: Line) -> None:
+    """Do the action."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    action, *overrides = arguments
-    actions = {"list": _list, "prepare": _prepare, "show": _show, "verify": _verify}
-    if action not in actions:
-        raise RelganError(f"{action}: not one of {', '.join(actions)}")
-    actions[action](overrides)
+    match options.action:
+        case "list":
+            _list()
+        case "prepare":
+            _prepare(_dataset(line))
+        case "show":
+            _show(_dataset(line), options.out)
+        case "verify":
+            _verify(line)
 
 
-def _dataset(overrides: list[str]) -> DatasetConfig:
-    return app.compose(overrides).dataset
+def _dataset(line: Line) -> DatasetOptions:
+    from relgan.cli.compose import compose
+
+    return compose(line).dataset
 
 
-def _list(overrides: list[str]) -> None:
+def _list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from relgan.data import PackedStore, cache_dir
-    from relgan.data.catalogue import CATALOGUE
+    from relgan.cache import cache_dir
+    from relgan.data import PackedStore
     from relgan.data.prepare import prepared
 
     stores = [PackedStore.open(path) for path in prepared()]
     cached = {store.meta["name"] for store in stores}
     table = Table("dataset", "what", "terms", "source", "how to get it", "cached")
-    for name, entry in CATALOGUE.items():
-        cells = (name, entry.about, entry.terms, entry.size, entry.get)
+    for name, entry in DATASETS.items():
+        cells = (name, entry.about, entry.facts.terms, entry.facts.size, entry.facts.get)
         table.add_row(*cells, "yes" if name in cached else "no")
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     print(f"prepared in {cache_dir()} (the environment variable RELGAN_CACHE chooses another place):")
@@ -60,35 +74,34 @@ def _list(overrides: list[str]) -> None:
         print(f"  {store.path.name}: {len(store):,} images, {store.size_on_disk / 1e6:,.1f} MB")
 
 
-def _prepare(overrides: list[str]) -> None:
+def _prepare(dataset: DatasetOptions) -> None:
     from relgan.data import prepare
 
-    store = prepare(_dataset(overrides))
+    store = prepare(dataset)
     print(f"{store.path}: {len(store):,} images, {store.size_on_disk / 1e6:,.1f} MB")
 
 
-def _show(overrides: list[str]) -> None:
+def _show(dataset: DatasetOptions, chosen: str | None) -> None:
     from relgan.data import prepare
     from relgan.data.sheet import contact_sheet
 
-    chosen = [override.removeprefix("out=") for override in overrides if override.startswith("out=")]
-    store = prepare(_dataset([override for override in overrides if not override.startswith("out=")]))
-    out = Path(chosen[-1] if chosen else f"{store.meta['name']}_{store.image_size}.png")
+    store = prepare(dataset)
+    out = Path(chosen or f"{store.meta['name']}_{store.image_size}.png").expanduser()
     contact_sheet(store).save(out)
     facts = {**store.meta, "path": str(store.path), "bytes": store.size_on_disk}
     print(json.dumps(facts, indent=2, ensure_ascii=False))
     print(f"contact sheet: {out}")
 
 
-def _verify(overrides: list[str]) -> None:
+def _verify(line: Line) -> None:
     from relgan.data import PackedStore
     from relgan.data.prepare import prepared, store_path
 
-    paths = [store_path(_dataset(overrides))] if overrides else prepared()
+    paths = [store_path(_dataset(line))] if line.words else prepared()
     damaged = 0
     for path in paths:
         if not path.exists():
-            raise RelganError(f"{path.name} is not prepared: relgan-data prepare {' '.join(overrides)}")
+            raise RelganError(f"{path.name} is not prepared: relgan-data prepare {' '.join(line.words)}")
         try:
             store = PackedStore.open(path)
             store.verify()

@@ -2,110 +2,137 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import logging
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from relgan.cli import app
-from relgan.config import DATASET_NAMES, Config, ConfigError, DatasetConfig, RelganError
+from relgan.cli.command import CommandOptions, Line, command
+from relgan.config import Config, option_names, overlay, resolve
+from relgan.options import ConfigError, RelganError, option
+from relgan.registry import DATASETS, DatasetOptions
 
 if TYPE_CHECKING:
-    from relgan.rescore import Result
+    from relgan.metrics.reference import Images, Pictures
 
-HELP = """relgan-eval run=RUN_DIRECTORY [checkpoint=best|last] [metrics=…] [out=FILE.json]
+USAGE = """relgan-eval RUN [checkpoint=best|last] [metrics=…] [out=FILE.json]
 relgan-eval images=FOLDER_OR_ZIP reference=FOLDER_OR_ZIP_OR_DATASET [metrics=…] [out=FILE.json]
 
-  run=PATH            a run directory or a checkpoint; scored as in training unless metrics say otherwise
-  checkpoint=NAME     also one of train.keep_checkpoints or train.keep_best: step_00000500, best_00000500
-  images=PATH         pictures of any size, scored at that size
-  reference=…         what they are compared with: pictures, or a dataset name (dataset.path=… where it needs one)
-  out=FILE.json       also write {"scores": …, "protocol": …}
-
-  metrics=default|quick|paper_cifar10   metrics.scores=[fid,is,kid,precision,recall,lpips_diversity]
-  metrics.extractor=auto|inception|efficientnet_lite0|digits   metrics.weights=FILE   metrics.num_images=N
-  seed=N   device=auto|cpu|cuda|mps
+A run is scored as in training unless metrics say otherwise; pictures of any size are scored at that size.
+Also accepted: metrics=default|quick|paper_cifar10, seed, device, dataset.path.
 """
-_OWN = ("run", "checkpoint", "images", "reference", "out")
-_RUN_MAY_CHANGE = ("metrics", "device", "seed", "dataset.path")
+_RUN_MAY_CHANGE = ("metrics", "device", "seed", "dataset.path", "plugins")
+
+log = logging.getLogger("relgan")
+
+
+@dataclass
+class EvalOptions(CommandOptions):
+    run: str = option("", "a run directory or a checkpoint; run= may be left out")
+    checkpoint: str = option("best", "which one of a run directory: last, best, or the name of another in checkpoints/")
+    images: str | None = option(None, "instead of a run: pictures to score")
+    reference: str | None = option(None, "what pictures are compared with: other pictures, or a data set by name")
+    out: str | None = option(None, 'FILE.json: also write {"scores": …, "protocol": …}')
+
+
+class Result(NamedTuple):
+    """What ``out=FILE.json`` holds."""
+
+    scores: dict[str, float]
+    protocol: dict[str, Any]
 
 
 def main() -> None:
-    with app.guard():
-        _main(sys.argv[1:])
+    command(EvalOptions, USAGE, evaluate, positional="run", composes=("metrics",))
 
 
-def _main(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return
-    own = {key: value for key, _, value in (argument.partition("=") for argument in arguments) if key in _OWN}
-    overrides = [argument for argument in arguments if argument.partition("=")[0] not in _OWN]
-    if ("run" in own) == ("images" in own):
+def evaluate(options: EvalOptions, line: Line) -> None:
+    """Score, print, and write what was asked for."""
+    if bool(options.run) == bool(options.images):
         raise RelganError("give either run=RUN_DIRECTORY or images=FOLDER_OR_ZIP")
-    out = Path(own["out"]) if "out" in own else None
+    out = Path(options.out).expanduser() if options.out else None
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError("out", f"{out.parent} is not a directory")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    result = _run(own, overrides) if "run" in own else _pictures(own, overrides)
+    result = _score_run(options, line) if options.run else _score_pictures(options, line)
     _print_table(result)
     if out is not None:
         out.write_text(json.dumps(result._asdict(), indent=2) + "\n", "utf-8")
 
 
-def _names(overrides: list[str]) -> list[str]:
-    return sorted({override.partition("=")[0].lstrip("+") for override in overrides})
+def _score_run(options: EvalOptions, line: Line) -> Result:
+    """With the run's own configuration the numbers are those of training."""
+    from relgan.cli.compose import compose
+    from relgan.data import prepare
+    from relgan.generator import from_checkpoint, read_checkpoint
+    from relgan.metrics.evaluator import Evaluator
+    from relgan.training.engine import prepare_device
 
-
-def _run(own: dict[str, str], overrides: list[str]) -> Result:
-    from omegaconf import OmegaConf
-
-    from relgan.rescore import score_run
-    from relgan.training.generator import load_checkpoint
-
-    composed = app.compose(overrides)
-    saved = load_checkpoint(own["run"], own.get("checkpoint", "best"))
-    config = app.to_config(OmegaConf.create(saved["config"]))
-    return score_run(saved, _changed(config, composed, overrides))
-
-
-def _changed(saved: Config, composed: Config, overrides: list[str]) -> Config:
-    """The run's configuration with what the command line names; metrics=NAME replaces all of the run's own."""
-    config = copy.deepcopy(saved)
-    for name in _names(overrides):
+    for name in option_names(line.words):
         if not any(name == known or name.startswith(f"{known}.") for known in _RUN_MAY_CHANGE):
             raise ConfigError(name, f"with run=, only {', '.join(_RUN_MAY_CHANGE)} can be given")
-        *groups, option = name.split(".")
-        source: Any = composed
-        target: Any = config
-        for group in groups:
-            source, target = getattr(source, group), getattr(target, group)
-        setattr(target, option, getattr(source, option))
-    return config
+    composed = compose(line)
+    saved = read_checkpoint(options.run, options.checkpoint)
+    config = overlay(resolve(saved["config"]), composed, line.words)
+    device = prepare_device(config.device)
+    store = prepare(config.dataset)
+    trained = from_checkpoint(saved, weights=config.metrics.generator, device=device)
+    evaluator = Evaluator(
+        config.metrics, config.dataset, store, latent_dim=trained.latent_dim, seed=config.seed, device=device
+    )
+    try:
+        return Result(evaluator.evaluate(trained.module), {**evaluator.protocol, "step": trained.step})
+    except ValueError as error:
+        raise RelganError(str(error)) from error
 
 
-def _pictures(own: dict[str, str], overrides: list[str]) -> Result:
+def _score_pictures(options: EvalOptions, line: Line) -> Result:
+    """Score all pictures, or ``metrics.num_images`` of them, at their native size."""
+    from relgan.cli.compose import compose
     from relgan.data import prepare
-    from relgan.metrics.pictures import Pictures
-    from relgan.metrics.reference import StoreImages
-    from relgan.rescore import score_pictures
+    from relgan.metrics.reference import Pictures, StoreImages
 
-    reference = own.get("reference")
-    if reference is None:
-        raise ConfigError("reference", f"give a folder, a zip archive or one of {', '.join(DATASET_NAMES)}")
-    known = reference in DATASET_NAMES
-    config = app.compose([*overrides, *([f"dataset={reference}"] if known else [])])
-    names = _names(overrides)
+    assert options.images is not None
+    if options.reference is None:
+        raise ConfigError("reference", f"give a folder, a zip archive or one of {', '.join(DATASETS)}")
+    known = options.reference in DATASETS
+    words = [*line.words, *([f"dataset={options.reference}"] if known else [])]
+    config = compose(Line(words, line.config_dir))
+    names = option_names(line.words)
     if "metrics.reference_images" not in names:
         config.metrics = dataclasses.replace(config.metrics, reference_images=None)
     limit = config.metrics.num_images if "metrics.num_images" in names else None
-    pictures = Pictures(own["images"], "images")
+    pictures = Pictures(options.images, "images")
     if known:
-        return score_pictures(pictures, StoreImages(prepare(config.dataset)), config, config.dataset, limit)
-    return score_pictures(pictures, Pictures(reference, "reference"), config, DatasetConfig(name="folder"), limit)
+        return _score(pictures, StoreImages(prepare(config.dataset)), config, config.dataset, limit)
+    kind = DATASETS["folder"].options
+    return _score(pictures, Pictures(options.reference, "reference"), config, kind, limit)
+
+
+def _score(pictures: Pictures, real: Images, config: Config, kind: DatasetOptions, limit: int | None) -> Result:
+    """``kind`` is the data set that decides which networks and scores make sense."""
+    from relgan.cache import fixed_subset
+    from relgan.metrics.evaluator import Evaluator
+    from relgan.training.engine import prepare_device
+
+    if real.size != pictures.size:
+        sizes = ("×".join(map(str, size)) for size in (pictures.size, real.size))
+        log.warning("the pictures are %s, the reference %s: a score then also measures that difference", *sizes)
+    indices = fixed_subset(len(pictures), limit)
+    metrics = dataclasses.replace(
+        config.metrics,
+        scores=[score for score in config.metrics.scores if score != "neighbours"],
+        num_images=len(indices),
+        modes_images=len(indices),
+        lpips_pairs=min(config.metrics.lpips_pairs, len(indices) // 2),
+    )
+    evaluator = Evaluator(metrics, kind, real, latent_dim=0, seed=config.seed, device=prepare_device(config.device))
+    scores = evaluator.score(pictures.positioned(indices, metrics.batch_size))
+    made = {"images": {**pictures.meta, "fingerprint": pictures.fingerprint}}
+    unused = ("generator", "generator_mode", "seed")
+    return Result(scores, {**{key: v for key, v in evaluator.protocol.items() if key not in unused}, **made})
 
 
 def _print_table(result: Result) -> None:

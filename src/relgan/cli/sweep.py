@@ -16,11 +16,13 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from relgan.cli import workers
-from relgan.config import ConfigError, RelganError
-from relgan.metrics.direction import direction
+from relgan.cli.command import fail
+from relgan.metrics.catalogue import card_of, direction
+from relgan.options import ConfigError, RelganError
+from relgan.registry import TrackerOptions
 from relgan.rundir import RunDir
 
 log = logging.getLogger("relgan")
@@ -28,7 +30,7 @@ log = logging.getLogger("relgan")
 SLUG_LENGTH = 80
 DIGEST_LENGTH = 8
 # They say where and how a sweep runs, not what its jobs are.
-NOT_OF_THE_JOB = ("name", "fail_fast", "device", "tracker", "hydra")
+NOT_OF_THE_JOB = ("name", "fail_fast", "device", "tracker", "plugins", "hydra")
 
 FIRST_IN_SLUG = ("dataset=", "loss=", "seed=", "model=", "penalty=", "optimizer=")
 
@@ -52,7 +54,8 @@ def search_direction(objective: str | None, scores: Sequence[str]) -> str:
     Raises:
         ConfigError: there is no score, or none that can be better or worse.
     """
-    key = objective or next(iter(scores), "")
+    ranked = [key.name for score in scores[:1] for key in card_of(score).keys if key.better]
+    key = objective or next(iter(ranked), "")
     way = direction(key)
     if way is None:
         raise ConfigError("metrics.objective", f"a search needs a score with a best value, not {key or 'none'}")
@@ -75,8 +78,6 @@ class SweepCallback(Callback):
         """Refuse a search that looks for nothing; be ready to pass Ctrl-C on to joblib's workers."""
         self.started = time.time()
         if "direction" in config.hydra.sweeper:
-            from relgan.cli.app import fail
-
             try:
                 wanted = search_direction(config.metrics.objective, config.metrics.scores)
             except ConfigError as error:
@@ -169,7 +170,7 @@ def _score(summary: dict[str, Any], objective: str | None) -> str:
     return "" if key is None else f"{key.removeprefix('eval/')} {scores[key]:.4g}"
 
 
-def _write_report(sweep_dir: Path, tracker: Any) -> None:
+def _write_report(sweep_dir: Path, tracker: DictConfig) -> None:
     from relgan.report import write_report
 
     try:
@@ -178,10 +179,17 @@ def _write_report(sweep_dir: Path, tracker: Any) -> None:
         log.warning("no comparison page: %s", error)
         return
     log.info("comparison page: %s", page)
-    if tracker.name == "wandb" and tracker.artifacts:
-        from relgan.tracking import wandb
+    if getattr(tracker, "artifacts", False):
+        _send_report(sweep_dir, page, tracker)
 
-        run = wandb.start(tracker, run_dir=sweep_dir, group=sweep_dir.name, job_type="report", tags=[], options={})
-        if run is not None:
-            run.send("report", [page, page.with_name("results.csv")])
-            run.close(0)
+
+def _send_report(sweep_dir: Path, page: Path, node: DictConfig) -> None:
+    from relgan.tracking.base import Context, Trackers, start
+
+    options = OmegaConf.to_object(node)
+    assert isinstance(options, TrackerOptions)
+    run = start(options, Context(run_dir=sweep_dir, group=sweep_dir.name, job_type="report"))
+    if run is not None:
+        trackers = Trackers([], [run])
+        trackers.send("report", [page, page.with_name("results.csv")])
+        trackers.close(0)

@@ -2,20 +2,121 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import os
+import sys
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from relgan.cli import app, workers
+from relgan.cli import workers
+from relgan.cli.command import Line, answered, fail, guard, is_rank
+from relgan.cli.compose import STARTED, conf_dir, explain_config, open_line, to_config
 from relgan.cli.sweep import worst
-from relgan.config import Config, RelganError
+from relgan.config import Config
+from relgan.options import ConfigError, RelganError
+from relgan.registry import load_plugins
 from relgan.rundir import OccupiedError, RunDir
 
 log = logging.getLogger("relgan")
+
+USAGE = """relgan-train trains a GAN with the loss, networks, data and scores named on the command line.
+
+  relgan-train                                      the default: ragan on stacked_digits
+  relgan-train loss=ralsgan model=cnn32 dataset=folder dataset.path=photos.zip
+  relgan-train resume=auto                          go on with the newest run of this configuration
+  relgan-train resume=outputs/NAME/TIME             a new run that goes on from there
+  relgan-train -m loss=sgan,ragan seed=1,2,3        a sweep
+  relgan-train --config-dir my plugins=[my_gan] loss=mine       parts of your own (docs/extend.md)
+
+-m KEY=A,B … runs every combination; with hydra/launcher=parallel|processes|slurm|cluster several at a time; with
+hydra/sweeper=search a search for the best. --cfg job prints the composed configuration and exits; --resolve with it
+fills in references; --version; --hydra-help for more.
+"""
+
+
+def main() -> None:
+    """Exit statuses: 0 finished, 2 bad input, 130/143 interrupted, 1 anything else (with a stack trace)."""
+    with guard():
+        line = Line.of(sys.argv[1:])
+        if answered(line.words, lambda: f"{USAGE}\n{_explained(line)}"):
+            return
+        # Hydra would print its own several lines and exit with 1.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        open_line(line)
+        with _ranks():
+            _run_hydra()
+
+
+def _explained(line: Line) -> str:
+    open_line(line)
+    return explain_config(line.config_dir)
+
+
+@contextlib.contextmanager
+def _ranks() -> Iterator[None]:
+    """Join torchrun's other ranks, if there are any: one run directory for all, and one that reports."""
+    if not is_rank():
+        yield
+        return
+    from relgan import distributed
+
+    distributed.join()
+    os.environ[STARTED] = distributed.from_main(f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    yield
+    distributed.leave()
+
+
+def _run_hydra() -> None:
+    started = False
+
+    def compose_and_call(node: DictConfig) -> Any:
+        nonlocal started
+        started = True
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode == RunMode.MULTIRUN and is_rank():
+            fail("--multirun: torchrun trains one run on its ranks; start one per job, or sweep without torchrun")
+        # In a single run, leaving here keeps Hydra from printing its own report first; a sweep goes on.
+        with guard() if hydra_config.mode == RunMode.RUN else contextlib.nullcontext():
+            run_dir = Path(hydra_config.runtime.output_dir)
+            try:
+                # A sweep's worker process has not seen the command line.
+                load_plugins(node.plugins, _places(hydra_config))
+                return train(to_config(node), run_dir)
+            except (RelganError, OmegaConfBaseException):
+                with contextlib.suppress(OSError):
+                    run_dir.rmdir()  # only where nothing was written
+                raise
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(compose_and_call)()
+    except ValueError as error:
+        if "Only one of --run" in str(error):
+            raise RelganError("-m does not go with --cfg or --info") from error
+        if "Config group override" not in str(error):
+            raise
+        given = ", ".join(argument for argument in sys.argv[1:] if argument.endswith("=null"))
+        raise RelganError(f"{given}: a group takes one of its choices; relgan-train --help lists them") from error
+    except OSError as error:
+        if started or isinstance(error, HydraException):
+            raise
+        raise ConfigError("hydra.run.dir", f"{error.filename}: {error.strerror}") from error
+
+
+def _places(hydra_config: Any) -> list[Path]:
+    """Where plugins lie: the directory in which the command was given, and its --config-dir."""
+    sources = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    return [Path(hydra_config.runtime.cwd), *map(Path, sources)]
 
 
 def train(config: Config, run_dir: Path) -> float | None:
@@ -40,7 +141,7 @@ def train(config: Config, run_dir: Path) -> float | None:
             run_dir,
             hydra_config.overrides.task,
             group=Path(hydra_config.sweep.dir).name if sweeping else None,
-            job_type=hydra_config.runtime.choices.get("sweep") or "sweep" if sweeping else "train",
+            job_type=hydra_config.runtime.choices.get("experiment") or "sweep" if sweeping else "train",
         )
     except OccupiedError as error:
         if not sweeping:
@@ -56,7 +157,8 @@ def train(config: Config, run_dir: Path) -> float | None:
         return None
     if outcome.exit_code:
         raise SystemExit(outcome.exit_code)
-    return objective(config, {"status": outcome.status, "final": run.final}, worst(hydra_config))
+    ended = {"status": outcome.status, "final": run.state.history.final}
+    return objective(config, ended, worst(hydra_config))
 
 
 def objective(config: Config, summary: dict[str, Any], worst: float) -> float | None:
@@ -74,10 +176,6 @@ def objective(config: Config, summary: dict[str, Any], worst: float) -> float | 
     if key not in final:
         raise RelganError(f"metrics.objective: {key} was not computed; there are {', '.join(final)}")
     return final[key]
-
-
-def main() -> None:
-    app.run(train)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Data sets: prepared once into a packed store, then sampled from a memory map."""
 
-from relgan.data.cache import cache_dir
 from relgan.data.prepare import prepare
 from relgan.data.store import PackedStore
 
-__all__ = ["PackedStore", "cache_dir", "prepare"]
+__all__ = ["PackedStore", "prepare"]

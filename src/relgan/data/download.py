@@ -11,70 +11,92 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from relgan.config import RelganError
-from relgan.data.cache import cache_dir, locked, progress_bar
-from relgan.data.files import looks_like_html
+from relgan.cache import cache_dir, locked, progress_bar
+from relgan.data.archives import looks_like_html
+from relgan.options import ConfigError, RelganError
 
 log = logging.getLogger("relgan")
 
 _ATTEMPTS = 3
-_TIMEOUT_S = 30
+_TIMEOUT_S = 15
 _BLOCK = 1 << 18
-# URLError is an OSError, but a full disk is too: only those of the network lead to the next attempt.
-_NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError)
+# A broken connection is worth another attempt; a full disk, which is an OSError too, is not.
+_BROKEN = (http.client.HTTPException, TimeoutError, ConnectionError)
 
 
 class _BadMirror(Exception):
     """This mirror does not have the file."""
 
 
-def download(name: str, urls: Sequence[str], md5: str) -> Path:
-    """The file ``name`` in the cache, from the first mirror that delivers it whole.
+class DownloadError(RelganError):
+    """No mirror delivered a file; the message says what each of them did."""
+
+
+def download(name: str, urls: Sequence[str], checksum: str) -> Path:
+    """A file of a data set, kept in the cache.
+
+    Args:
+        name: of the file there, perhaps in a directory.
+        urls, checksum: see :func:`fetch`.
+
+    Raises:
+        ConfigError: no mirror delivered it.
+        OSError: it cannot be written.
+    """
+    try:
+        return fetch(cache_dir() / "downloads" / name, urls, checksum)
+    except DownloadError as error:
+        advice = "name another mirror, or a copy you have with dataset.path=PATH"
+        raise ConfigError("dataset.url", f"{name} could not be downloaded ({error}); {advice}") from error
+
+
+def fetch(target: Path, urls: Sequence[str], checksum: str) -> Path:
+    """The file ``target``, from the first mirror that delivers it whole where it is not there yet.
 
     A connection that breaks is resumed, here or at the next mirror; bytes whose checksum is wrong are discarded.
 
     Args:
-        name: of the file, perhaps in a directory.
-        urls: mirrors in the order to try; one that ends in a slash is a directory holding ``name``.
-        md5: of the whole file.
+        urls: mirrors in the order to try; one that ends in a slash is a directory holding the file.
+        checksum: "md5:HEX" or "sha256:HEX" of the whole file; the beginning of HEX is enough.
 
     Raises:
-        RelganError: no mirror delivered it; the line says what each of them did.
+        DownloadError: no mirror delivered it.
+        OSError: it cannot be written.
     """
-    target = cache_dir() / "downloads" / name
     with locked(target):
-        if target.exists() and _md5(target) == md5:
+        if target.exists() and _is_right(target, checksum):
             return target
         partial = target.with_name(f"{target.name}.partial")
-        failures = []
+        failures: list[str] = []
         for url in (f"{url}{target.name}" if url.endswith("/") else url for url in urls):
+            if failures:
+                log.warning("%s; trying another mirror", failures[-1])
             log.info("downloading %s", url)
             try:
-                _fetch_whole(url, partial, md5)
+                _fetch_whole(url, partial, checksum)
             except _BadMirror as failure:
-                log.warning("%s: %s", url, failure)
                 failures.append(f"{url}: {failure}")
                 continue
             partial.replace(target)
             return target
-    raise RelganError(
-        f"dataset.url: {name} cannot be downloaded ({'; '.join(failures)}); "
-        "name another mirror, or a copy you have with dataset.path=PATH"
-    )
+    raise DownloadError("; ".join(failures))
 
 
-def _fetch_whole(url: str, partial: Path, md5: str) -> None:
+def _fetch_whole(url: str, partial: Path, checksum: str) -> None:
     """Bring ``partial`` to the right content; what is wrong is removed, what is only short is kept."""
-    reason = "unreachable"
+    reason = ""
     for _ in range(_ATTEMPTS):
         try:
             complete = _fetch(url, partial)
         except urllib.error.HTTPError as error:
+            reason = f"HTTP {error.code} {error.reason}"
             if error.code != 416:  # the range asked for starts behind the end: the partial file is not a part
-                raise _BadMirror(f"HTTP {error.code} {error.reason}") from error
+                raise _BadMirror(reason) from error
             partial.unlink()
             continue
-        except _NETWORK_ERRORS as error:
+        except (urllib.error.URLError, ValueError) as error:  # unreachable, or no URL at all
+            raise _BadMirror(str(error)) from error
+        except _BROKEN as error:
             reason = str(error)
             continue
         if looks_like_html(partial):
@@ -83,7 +105,7 @@ def _fetch_whole(url: str, partial: Path, md5: str) -> None:
         if not complete:
             reason = "the connection broke"
             continue
-        if _md5(partial) == md5:
+        if _is_right(partial, checksum):
             return
         reason = "wrong checksum"
         partial.unlink()
@@ -109,6 +131,8 @@ def _fetch(url: str, partial: Path) -> bool:
             return file.tell() >= have + announced
 
 
-def _md5(path: Path) -> str:
+def _is_right(path: Path, checksum: str) -> bool:
+    kind, _, expected = checksum.partition(":")
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        digest = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False))
+    return digest.hexdigest().startswith(expected.lower())

@@ -1,108 +1,87 @@
-"""From options to an opened store: found in the cache, or built there once."""
+"""From options to an opened store: found in the cache, or made there once."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
-from relgan.config import ConfigError, DatasetConfig, RelganError
-from relgan.data.build import build
-from relgan.data.cache import cache_dir, locked
-from relgan.data.catalogue import CATALOGUE
-from relgan.data.files import identity, locate
-from relgan.data.sources import STACKED_IMAGES
+from relgan.cache import cache_dir, fixed_subset, keyed, load_or_make
+from relgan.data.archives import identity, locate
+from relgan.data.pack import pack
+from relgan.data.sources import Source
 from relgan.data.store import FORMAT, PackedStore
+from relgan.options import ConfigError, RelganError
+from relgan.registry import DATASETS, DatasetOptions
 
 log = logging.getLogger("relgan")
 
+_FOLDER = "datasets"
 _FEW_IMAGES = 1000
-_SUBSET_SEED = 0
+_LEAVE_IMAGES_ALONE = ("path", "sampling", "hflip", "min_images", "url", "residence")
 
 
-def store_path(config: DatasetConfig) -> Path:
+def store_path(options: DatasetOptions) -> Path:
     """The directory of this data set's store, whether it exists or not.
 
-    Its name depends on every option that changes an image, and on the source files' names, sizes and times.
+    Its name depends on every option that changes an image, a data set's own ones too, and on the source files'
+    names, sizes and times.
     """
-    stacked = config.name.startswith("stacked_")
-    key = {
-        "format": FORMAT,
-        "name": config.name,
-        "source": identity(locate(config.path)) if config.path else None,
-        "image_size": config.image_size,
-        "split": config.split if CATALOGUE[config.name].splits else "all",
-        "crop": config.crop,
-        "num_images": config.num_images or (STACKED_IMAGES if stacked else None),
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    return cache_dir() / "datasets" / f"{config.name}-{config.image_size}-{digest}"
+    values = {name: value for name, value in asdict(options).items() if name not in _LEAVE_IMAGES_ALONE}
+    if not DATASETS[options.name].facts.splits:
+        del values["split"]
+    source = identity(locate(options.path)) if options.path else None
+    key = {"format": FORMAT, "options": values, "source": source}
+    return keyed(_FOLDER, f"{options.name}-{options.image_size}", key)
 
 
 def prepared() -> list[Path]:
     """The directories of everything in the cache."""
-    return sorted(meta.parent for meta in (cache_dir() / "datasets").glob("[!.]*/meta.json"))
+    return sorted(meta.parent for meta in (cache_dir() / _FOLDER).glob("[!.]*/meta.json"))
 
 
-def prepare(config: DatasetConfig, *, progress: bool = True) -> PackedStore:
+def prepare(options: DatasetOptions, *, progress: bool = True) -> PackedStore:
     """Open the data set, packing it first where that was not done before.
 
-    Of several processes that ask at once, one builds and the others wait. What is built appears under its
+    Of several processes that ask at once, one packs and the others wait. What is made appears under its
     name only when complete.
 
     Raises:
         ConfigError: an option names nothing usable.
         RelganError: nothing could be prepared; or the cache cannot be written.
     """
-    if config.split in ("valid", "test") and not CATALOGUE[config.name].splits:
-        raise ConfigError("dataset.split", f"{config.name} has no {config.split} split; use all")
-    path = store_path(config)
-    store = _cached(path)
-    if store is None:
-        try:
-            with locked(path):
-                store = _cached(path) or _build(config, path, progress)
-        except OSError as error:
-            raise RelganError(
-                f"cannot write prepared data to {path.parent} ({error.strerror or error}); "
-                "the environment variable RELGAN_CACHE chooses another place"
-            ) from error
-    _check_count(store, config)
+    if options.split in ("valid", "test") and not DATASETS[options.name].facts.splits:
+        raise ConfigError("dataset.split", f"{options.name} has no {options.split} split; use all")
+    path = store_path(options)
+    try:
+        store = load_or_make(path, PackedStore.open, lambda path: _make(path, options, progress))
+    except OSError as error:
+        raise RelganError(
+            f"cannot write prepared data to {path.parent} ({error}); "
+            "the environment variable RELGAN_CACHE chooses another place"
+        ) from error
+    _check_count(store, options)
     return store
 
 
-def _cached(path: Path) -> PackedStore | None:
-    if not path.exists():
-        return None
-    try:
-        return PackedStore.open(path)
-    except RelganError:
-        return None
-
-
-def _build(config: DatasetConfig, path: Path, progress: bool) -> PackedStore:
+def _make(path: Path, options: DatasetOptions, progress: bool) -> PackedStore:
     if path.exists():
-        log.warning("the prepared data in %s is damaged: preparing it again", path)
         shutil.rmtree(path)
-    source = CATALOGUE[config.name].open(config)
-    indices = np.arange(len(source))
-    if config.num_images is not None and config.num_images < len(source):
-        # A fixed random part, because archives are often sorted by class.
-        generator = np.random.default_rng(_SUBSET_SEED)
-        indices = np.sort(generator.choice(len(source), config.num_images, replace=False))
-    meta = {"name": config.name, "split": config.split, "source": config.path}
-    return build(source, path, config.image_size, indices, meta, progress)
+    source = DATASETS[options.name].build(options)
+    if not isinstance(source, Source):
+        given = f"dataset={options.name} gives a {type(source).__name__}"
+        raise ConfigError("dataset.name", f"{given}, not a relgan.data.sources.Source")
+    indices = fixed_subset(len(source), options.num_images)
+    meta = {"name": options.name, "split": options.split, "source": options.path}
+    return pack(source, path, options.image_size, indices, meta, progress)
 
 
-def _check_count(store: PackedStore, config: DatasetConfig) -> None:
-    if len(store) < config.min_images:
+def _check_count(store: PackedStore, options: DatasetOptions) -> None:
+    if len(store) < options.min_images:
         raise ConfigError(
             "dataset.min_images",
-            f"only {len(store)} images after preparing, fewer than {config.min_images}; lower it to accept them",
+            f"only {len(store)} images after preparing, fewer than {options.min_images}; lower it to accept them",
         )
     if len(store) < _FEW_IMAGES:
         log.warning("%d images are few: enough to prove the pipeline, not to train a model", len(store))

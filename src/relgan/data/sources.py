@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from relgan.config import ConfigError, DatasetConfig
-from relgan.data.decode import EXTENSIONS, square
-from relgan.data.files import Entry, Files, locate
+from relgan.data.archives import Entry, Files
+from relgan.data.decode import square
+from relgan.options import option
+from relgan.registry import DatasetOptions
 
-STACKED_IMAGES = 30_000
 _STACKED_SEED = 0
 
 
 class Source(ABC):
     """A data set that can be read in any order, also by several processes at once.
+
+    A data set of one's own derives from this class or one of those below. Those processes import the module that
+    defines its class; where that cannot be done (a notebook, a script, a class inside a function), or the object
+    cannot be pickled, one process reads everything.
 
     Attributes:
         labels: int64 [N], or None.
@@ -33,10 +39,8 @@ class Source(ABC):
     channels = 3
     preprocessing = ""
     parallel = True
-
-    def __init__(self) -> None:
-        self.dropped: dict[str, int] = {}
-        self.facts: dict[str, object] = {}
+    dropped: Mapping[str, int] = {}
+    facts: Mapping[str, object] = {}
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -45,9 +49,9 @@ class Source(ABC):
     def read(self, index: int) -> NDArray[np.uint8]:
         """One image, uint8 [S, S, C]; :class:`relgan.data.decode.Unusable` where there is none."""
 
-    @abstractmethod
     def name(self, index: int) -> str:
         """What a person would call this image."""
+        return f"image {index}"
 
 
 class ArraySource(Source):
@@ -55,13 +59,15 @@ class ArraySource(Source):
 
     Args:
         images: uint8 [N, h, w, C], C = 1 or 3.
+        labels: [N], or None.
+        size: side of the square images it gives, pixels.
     """
 
     parallel = False
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.integer[Any]], size: int) -> None:
-        super().__init__()
-        self._images, self.labels, self._size = images, labels.astype(np.int64), size
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.integer[Any]] | None, size: int) -> None:
+        self._images, self._size = images, size
+        self.labels = None if labels is None else labels.astype(np.int64)
         self.channels = images.shape[3]
         self.preprocessing = f"{images.shape[1]}×{images.shape[2]} resized to {size}×{size}, bicubic"
 
@@ -71,8 +77,12 @@ class ArraySource(Source):
     def read(self, index: int) -> NDArray[np.uint8]:
         return resize(self._images[index], self._size)
 
-    def name(self, index: int) -> str:
-        return f"image {index}"
+
+@dataclass
+class StackedOptions(DatasetOptions):
+    """Options of a stacked data set."""
+
+    num_images: int = option(30_000, "images to make", ge=1)
 
 
 class StackedSource(Source):
@@ -88,7 +98,6 @@ class StackedSource(Source):
     parallel = False
 
     def __init__(self, base: ArraySource, count: int) -> None:
-        super().__init__()
         assert base.labels is not None
         self._images = np.stack([base.read(index)[..., 0] for index in range(len(base))])
         self._triples = np.random.default_rng(_STACKED_SEED).integers(len(base), size=(count, 3))
@@ -101,15 +110,11 @@ class StackedSource(Source):
     def read(self, index: int) -> NDArray[np.uint8]:
         return np.moveaxis(self._images[self._triples[index]], 0, -1)
 
-    def name(self, index: int) -> str:
-        return f"triple {index}"
-
 
 class FolderSource(Source):
     """Image files below directories or in zip archives: converted to RGB, cut square, resized."""
 
     def __init__(self, files: Files, entries: list[Entry], size: int, crop: int | None) -> None:
-        super().__init__()
         self._files, self._entries, self._size, self._crop = files, entries, size, crop
         cut = f"centred {crop}×{crop}" if crop else "largest centred square"
         self.preprocessing = f"RGB, {cut}, resized to {size}×{size}, bicubic with antialiasing"
@@ -130,28 +135,3 @@ def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         return image
     resized = Image.fromarray(image.squeeze()).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(resized).reshape(size, size, image.shape[2])
-
-
-def digits(config: DatasetConfig) -> ArraySource:
-    """scikit-learn's 1,797 handwritten digits, 8×8 with values 0 … 16, one channel."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
-    return ArraySource(images, data.target, config.image_size)
-
-
-def stacked_digits(config: DatasetConfig) -> StackedSource:
-    """1,000 modes without a download."""
-    return StackedSource(digits(config), config.num_images or STACKED_IMAGES)
-
-
-def folder(config: DatasetConfig) -> FolderSource:
-    """Any directory or zip archive of images."""
-    if config.path is None:
-        raise ConfigError("dataset.path", "name a directory or zip archive of images: dataset.path=PATH")
-    files = Files([locate(config.path)])
-    entries = [entry for entry in files.entries if entry[1].lower().endswith(EXTENSIONS)]
-    if not entries:
-        raise ConfigError("dataset.path", f"no image files ({' '.join(EXTENSIONS)}) in {config.path}")
-    return FolderSource(files, entries, config.image_size, config.crop)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relgan.config import RelganError
+from relgan.options import RelganError
 
 FORMAT = 1
 _HASH_CHUNK = 1 << 22

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterable
+import logging
+import math
+import warnings
+from collections.abc import Generator, Hashable, Iterable
 from contextlib import closing
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
-from relgan.config import DatasetConfig, MetricsConfig
+from relgan.config import MetricsConfig
 from relgan.data import PackedStore
 from relgan.distributed import largest, rank, world_size
+from relgan.environment import versions
 from relgan.images import grid
-from relgan.metrics.extractors import STACKED_SETS, Extractor, build_digits, build_extractor
-from relgan.metrics.panel import COMPARING, KEEPING, Panel
-from relgan.metrics.perceptual import Diversity
-from relgan.metrics.reference import Images, ReferenceStatistics, StoreImages, reference_statistics
-from relgan.metrics.scores import nearest
+from relgan.metrics.catalogue import card_of
+from relgan.metrics.extractors import Extractor, Extractors, home, own_options, own_values
+from relgan.metrics.reference import Images, StoreImages, real_statistics
+from relgan.metrics.scores import Batch, Score
+from relgan.metrics.scores.manifold import Neighbours
+from relgan.metrics.statistics import RealStatistics
 from relgan.networks.sampling import UNSCORABLE, sample_images
+from relgan.options import ConfigError
+from relgan.registry import DATASETS, SCORES, DatasetOptions
 
-_FEATURE_SCORES = COMPARING | {"is"}
-_NEEDS_EXTRACTOR = _FEATURE_SCORES | {"neighbours"}
 _PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "numpy", "relgan")
+
+log = logging.getLogger("relgan")
 
 
 class Evaluator:
@@ -41,6 +47,9 @@ class Evaluator:
         seed: of the latents.
         device: of the feature networks.
 
+    Attributes:
+        scores: those computed; what makes no sense for this data set is left out.
+
     Raises:
         ConfigError: the weights of a network that the scores need cannot be had. Nothing is deferred to the
             first evaluation but the statistics of the real images.
@@ -49,67 +58,69 @@ class Evaluator:
     def __init__(
         self,
         config: MetricsConfig,
-        dataset: DatasetConfig,
+        dataset: DatasetOptions,
         real: PackedStore | Images,
         *,
         latent_dim: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.config, self.latent_dim, self.seed = config, latent_dim, seed
+        self.config, self.latent_dim, self.seed, self.device = config, latent_dim, seed, device
         self.real: Images = StoreImages(real) if isinstance(real, PackedStore) else real
-        self.scores = [s for s in config.scores if s != "modes" or dataset.name in STACKED_SETS]
-        self.extractor: Extractor | None = None
-        self.mode_judge: Extractor | None = None
-        if _NEEDS_EXTRACTOR & set(self.scores):
-            self.extractor = build_extractor(config, dataset, device)
-        if "modes" in self.scores:
-            own = self.extractor is not None and self.extractor.name == "digits"
-            self.mode_judge = self.extractor if own else build_digits(dataset.name, device)
+        self._extractors = Extractors(config, dataset, device)
+        suiting = [name for name in config.scores if card_of(name).suits(DATASETS[dataset.name].facts)]
+        built = [self._build(name) for name in suiting]
+        self.scores = [score for score in built if isinstance(score, Score)]
+        self._neighbours = next((picture for picture in built if isinstance(picture, Neighbours)), None)
+        self._accumulators: dict[Score, Metric] = {}
+        # For each network the scores that feed its accumulators: one of those that share an accumulator.
+        self._feeding: dict[Extractor | None, list[Score]] = {}
+        self._prepare_accumulators()
+        self._warned: set[str] = set()
 
-        self.diversity = Diversity(config, device) if "lpips_diversity" in self.scores else None
+    def _build(self, name: str) -> Score | Neighbours:
+        entry = SCORES[name]
+        score = entry.build(own_options(self.config, name, entry.options), self.config, self._extractors)
+        if not isinstance(score, Score | Neighbours):
+            given = f"{name} gives a {type(score).__name__}"
+            raise ConfigError("metrics.scores", f"{given}, not a relgan.metrics.scores.Score")
+        return score
+
+    def _prepare_accumulators(self) -> None:
+        made: dict[Hashable, Metric] = {}
+        for score in self.scores:
+            same = (score.shared or score, score.extractor, score.images)
+            if same not in made:
+                made[same] = score.accumulator().to(home(self.device))
+                self._feeding.setdefault(score.extractor, []).append(score)
+            self._accumulators[score] = made[same]
 
     @cached_property
-    def reference(self) -> ReferenceStatistics | None:
-        """Statistics of the real images, computed or read from the cache at first use."""
-        if self.extractor is None or not COMPARING & set(self.scores):
+    def reference(self) -> RealStatistics | None:
+        """Statistics of the real images, computed or read from the cache at first use; None if no score compares."""
+        needs = {score.needs_real for score in self.scores}
+        if needs <= {None}:
             return None
-        return self._statistics(self.config.reference_images, keep_features=bool(KEEPING & set(self.scores)))
+        return self._statistics(self.config.reference_images, keep_features="features" in needs)
 
-    def _statistics(self, count: int | None, *, keep_features: bool) -> ReferenceStatistics:
-        assert self.extractor is not None
-        return reference_statistics(
+    def _statistics(self, count: int | None, *, keep_features: bool) -> RealStatistics:
+        return real_statistics(
             self.real,
-            self.extractor,
+            self._extractors.chosen,
             count=count,
             keep_features=keep_features,
             batch_size=self.config.batch_size,
         )
 
-    @cached_property
-    def _panels(self) -> list[Panel | Diversity]:
-        """One per network; the digit classifier may be both the judge of modes and the feature network."""
-        panels: list[Panel | Diversity] = []
-        features = [score for score in self.scores if score in _FEATURE_SCORES]
-        modes = ["modes"] if self.mode_judge is not None else []
-        if self.extractor is not None:
-            own = features + (modes if self.mode_judge is self.extractor else [])
-            panels.append(Panel(self.config, self.extractor, own, self.reference))
-        if self.mode_judge is not None and self.mode_judge is not self.extractor:
-            panels.append(Panel(self.config, self.mode_judge, modes, None))
-        if self.diversity is not None:
-            panels.append(self.diversity)
-        return panels
-
     def evaluate(self, generator: nn.Module) -> dict[str, float]:
-        """Scores of a generator under their full keys, and ``eval/seconds``.
+        """Scores of a generator under their full keys.
 
         Raises:
             ValueError: the generator returned values that are not finite, outside [−1, 1], or of another size.
         """
-        if not self._panels:
+        if not self.scores:
             return {}
-        wanted = max(panel.wanted for panel in self._panels)
+        wanted = max(score.images for score in self.scores)
         size = self.config.batch_size
         starts = range(rank() * size, wanted, world_size() * size)
         # Closed, so that an evaluation broken off has given the generator its mode and buffers back.
@@ -136,25 +147,61 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, batches: Iterable[tuple[int, Tensor]]) -> dict[str, float]:
-        """Scores of a stream of (position in the whole stream, uint8 images (n, C, H, W)); this rank's part of it."""
+        """Scores of a stream of (position in the whole stream, uint8 images (n, C, H, W)); this rank's part of it.
+
+        A score that is not defined for these images, or not finite, is left out with a warning.
+        """
         problem: Exception | None = None
         try:
-            panels = self._panels  # may first compute the reference, which is not the generator's time
-            started = time.perf_counter()
-            for panel in panels:
-                panel.reset()
+            for score in self.scores:
+                if self.reference is not None:
+                    score.real = self.reference
+                self._accumulators[score].reset()
             for start, images in batches:
-                for panel in panels:
-                    panel.update(images, start)
+                self._look(images, start)
         except UNSCORABLE as error:
             problem = error
         # Together, because ranks that went on would wait for the others' statistics.
         if largest(problem is not None):
             raise problem or ValueError("the images of another rank cannot be scored")
         results: dict[str, float] = {}
-        for panel in panels:
-            results |= panel.compute()
-        return {**results, "eval/seconds": time.perf_counter() - started}
+        for score in self.scores:
+            results |= self._compute(score)
+        return results
+
+    def _look(self, images: Tensor, start: int) -> None:
+        """Show a batch to each network once, and to every score that wants that many images."""
+        for extractor, scores in self._feeding.items():
+            count = max(score.images for score in scores) - start
+            if count <= 0:
+                continue
+            seen = images[:count].to(self.device)
+            nothing = torch.zeros(len(seen), 0, device=seen.device)
+            batch = Batch(seen, *((nothing, nothing) if extractor is None else extractor(seen)), start)
+            for score in scores:
+                if start < score.images:
+                    score.update(self._accumulators[score], batch.first(score.images - start))
+
+    def _compute(self, score: Score) -> dict[str, float]:
+        name = score.options.name
+        try:
+            with warnings.catch_warnings():
+                # A rank without images takes part in the sums, too.
+                warnings.filterwarnings("ignore", "The ``compute`` method of metric .* was called before")
+                accumulated = self._accumulators[score].compute()
+            values = {score.key(number): float(value) for number, value in score.compute(accumulated).items()}
+        except ValueError as error:
+            self._warn_once(f"{name}: {error}")
+            return {}
+        if unusable := [key for key, value in values.items() if not math.isfinite(value)]:
+            self._warn_once(f"{name} is left out: {', '.join(unusable)} not finite")
+            return {}
+        return values
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            log.warning("%s", message)
 
     def neighbours(self, generator: nn.Module, *, count: int = 8, k: int = 5) -> Tensor | None:
         """A picture to spot memorising: each row a generated image and the ``k`` training images nearest to it.
@@ -164,13 +211,10 @@ class Evaluator:
         Returns:
             uint8 (H, W, 3); None unless ``metrics.scores`` names neighbours.
         """
-        if "neighbours" not in self.scores:
+        if self._neighbours is None:
             return None
-        assert self.extractor is not None
-        everything = self._statistics(None, keep_features=True)
-        assert everything.features is not None
         images = next(self._sample(generator, count, 0, 1))
-        rows = nearest(self.extractor(images)[0], everything.features.to(self.extractor.home), k=k)
+        rows = self._neighbours.find(images, self._statistics(None, keep_features=True).features, k)
         real = torch.cat(list(self.real.batches(rows.flatten().cpu().numpy(), self.config.batch_size)))
         table = torch.cat([images.cpu()[:, None], real.unflatten(0, tuple(rows.shape))], dim=1)
         return grid(table.flatten(0, 1), columns=table.shape[1])
@@ -188,19 +232,10 @@ class Evaluator:
             "generator_mode": config.generator_mode,
             "batch_size": config.batch_size,
             "seed": self.seed,
-            "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+            "versions": versions(_PACKAGES),
         }
-        if self.extractor is not None:
-            facts |= self.extractor.identity
-        if self.diversity is not None:
-            facts |= self.diversity.identity
-        if self.mode_judge is not None:
-            facts |= {"modes_images": config.modes_images, "modes_weights": self.mode_judge.fingerprint}
+        for score in self.scores:
+            facts |= score.identity
+        if own := {score.options.name: values for score in self.scores if (values := own_values(score.options))}:
+            facts["options"] = own
         return facts
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,30 +1,27 @@
-"""Real images to compare with, and their statistics: computed once per images, network and count, then cached."""
+"""Images to score or to compare with: a prepared data set or picture files; and the cached statistics of real ones."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relgan.data import PackedStore, cache_dir
+from relgan.cache import fixed_subset, keyed, load_or_compute
+from relgan.data import PackedStore
+from relgan.data.archives import identity, image_files
+from relgan.data.decode import Unusable, whole
 from relgan.files import atomic_write
-from relgan.metrics.extractors.base import Extractor
-from relgan.metrics.scores import Reference, factorise
-from relgan.metrics.statistics import FeatureBank, FeatureMoments
+from relgan.metrics.extractors import Extractor
+from relgan.metrics.statistics import FeatureBank, FeatureMoments, RealStatistics, Reference, factorise
+from relgan.options import ConfigError
 
-FORMAT = 1
-_SUBSET_SEED = 0
+FORMAT = 2
 
 log = logging.getLogger("relgan")
 
@@ -65,60 +62,94 @@ class StoreImages:
             yield torch.from_numpy(self.store.images[indices[start : start + batch_size]]).permute(0, 3, 1, 2)
 
 
-@dataclass(frozen=True)
-class ReferenceStatistics:
-    """What scores need of the real images; ``features`` float32 (N, F) only where asked for."""
+class Pictures:
+    """Every image file below a directory or in a zip archive, in the order of their names, as RGB Images.
 
-    gaussian: Reference
-    features: Tensor | None
+    Args:
+        path: the directory or archive.
+        option: whose value the path is, for messages.
+
+    Raises:
+        ConfigError: nothing is there, or no image file is in it.
+    """
+
+    def __init__(self, path: str, option: str) -> None:
+        self._files, self._entries = image_files(path, option)
+        self._option = option
+        root = self._files.roots[0]
+        self.fingerprint = identity(root)
+        self.size: tuple[int, ...] = self._read(0).shape[:2]
+        self.meta: dict[str, Any] = {"name": root.name, "split": "all", "preprocessing": "RGB, native size"}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _read(self, index: int) -> NDArray[np.uint8]:
+        """One picture, uint8 [H, W, 3]; a damaged one is an error, because leaving it out would change a score."""
+        try:
+            return np.asarray(whole(self._files.read(self._entries[index])))
+        except Unusable as error:
+            name = self._entries[index][1]
+            raise ConfigError(self._option, f"{name}: {error.reason} ({error.detail}); remove it") from error
+
+    def batches(self, indices: NDArray[np.int64], batch_size: int) -> Iterator[Tensor]:
+        """uint8 (n, 3, H, W); a batch ends early where the next picture has another size."""
+        batch: list[NDArray[np.uint8]] = []
+        for index in indices:
+            picture = self._read(int(index))
+            if batch and (len(batch) == batch_size or picture.shape != batch[0].shape):
+                yield _stack(batch)
+                batch = []
+            batch.append(picture)
+        if batch:
+            yield _stack(batch)
+
+    def positioned(self, indices: NDArray[np.int64], batch_size: int) -> Iterator[tuple[int, Tensor]]:
+        """Batches, each with the position of its first picture in the stream."""
+        start = 0
+        for batch in self.batches(indices, batch_size):
+            yield start, batch
+            start += len(batch)
 
 
-def choose(images: Images, count: int | None) -> NDArray[np.int64]:
-    """Sorted indices of all images, or of a fixed random ``count`` of them (archives are often sorted by class)."""
-    if count is None or count >= len(images):
-        return np.arange(len(images))
-    return np.sort(np.random.default_rng(_SUBSET_SEED).choice(len(images), count, replace=False))
+def _stack(batch: list[NDArray[np.uint8]]) -> Tensor:
+    return torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
 
 
-def reference_statistics(
+def real_statistics(
     images: Images, extractor: Extractor, *, count: int | None, keep_features: bool, batch_size: int
-) -> ReferenceStatistics:
-    """Statistics of (at most ``count`` of) the images, from the cache where they are there.
+) -> RealStatistics:
+    """Statistics of all images, or of a fixed random ``count`` of them, on the extractor's home.
 
     Of several processes that ask at once one computes and the others wait.
     """
-    indices = choose(images, count)
+    indices = fixed_subset(len(images), count)
     key = {
         "format": FORMAT,
         "images": images.fingerprint,
         "count": len(indices),
-        "extractor": extractor.name,
-        "weights": extractor.fingerprint,
-        "input_size": extractor.input_size,
-        "precision": extractor.precision,
+        "features": keep_features,
+        **extractor.identity,
     }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_dir() / "reference"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{extractor.name}-{digest}.npz"
-    bank = folder / f"{extractor.name}-{digest}.npy"
-    with FileLock(folder / f".{path.stem}.lock"):
-        cached = _load(path, bank if keep_features else None)
-        gaussian, features = cached or _compute(images, extractor, indices, keep_features, batch_size)
-        if cached is None:
-            _save(path, bank, gaussian, features)
-    return ReferenceStatistics(
-        Reference(gaussian.mean.to(extractor.home), gaussian.factor.to(extractor.home), gaussian.images),
-        features,
+    found = load_or_compute(
+        keyed("reference", extractor.name, key, ".npz"),
+        _load,
+        lambda: _compute(images, extractor, indices, keep_features, batch_size),
+        _save,
+    )
+    gaussian, home = found.gaussian, extractor.home
+    return RealStatistics(
+        Reference(gaussian.mean.to(home), gaussian.factor.to(home), gaussian.images), found.features.to(home)
     )
 
 
 def _compute(
     images: Images, extractor: Extractor, indices: NDArray[np.int64], keep_features: bool, batch_size: int
-) -> tuple[Reference, Tensor | None]:
+) -> RealStatistics:
     log.info("computing %s statistics of %d real images (once, then cached)", extractor.name, len(indices))
     moments = FeatureMoments(extractor.num_features).to(extractor.home)
     rows = FeatureBank(extractor.num_features)
+    rows.reset()
     seen = 0
     for batch in images.batches(indices, batch_size):
         features, _ = extractor(batch)
@@ -128,25 +159,22 @@ def _compute(
         seen += len(batch)
     # Every rank sees all images here, so nothing is to be reduced.
     moments.sync_on_compute = rows.sync_on_compute = False
-    return factorise(moments.compute()), rows.compute() if keep_features else None
+    return RealStatistics(factorise(moments.compute()), rows.compute())
 
 
-def _load(path: Path, bank: Path | None) -> tuple[Reference, Tensor | None] | None:
-    if not path.exists() or (bank is not None and not bank.exists()):
-        return None
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            mean, factor, count = (file[name] for name in ("mean", "factor", "count"))
-        features = None if bank is None else torch.from_numpy(np.load(bank, allow_pickle=False))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        log.warning("the cached statistics %s are damaged: computing them again", path)
-        return None
-    return Reference(torch.from_numpy(mean), torch.from_numpy(factor), int(count)), features
+def _load(path: Path) -> RealStatistics:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        mean, factor, features = (torch.from_numpy(file[name]) for name in ("mean", "factor", "features"))
+        return RealStatistics(Reference(mean, factor, int(file["count"])), features)
 
 
-def _save(path: Path, bank: Path, gaussian: Reference, features: Tensor | None) -> None:
-    if features is not None:
-        with atomic_write(bank) as file:
-            np.save(file, features.numpy())
+def _save(path: Path, statistics: RealStatistics) -> None:
+    gaussian = statistics.gaussian
     with atomic_write(path) as file:
-        np.savez(file, mean=gaussian.mean.cpu().numpy(), factor=gaussian.factor.cpu().numpy(), count=gaussian.images)
+        np.savez(
+            file,
+            mean=gaussian.mean.cpu().numpy(),
+            factor=gaussian.factor.cpu().numpy(),
+            count=gaussian.images,
+            features=statistics.features.numpy(),
+        )

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from relgan.config import ConfigError
-
-CONNECT_SECONDS = 15.0
-
-log = logging.getLogger("relgan")
+from relgan.data.download import DownloadError, fetch
+from relgan.options import ConfigError
 
 
 @dataclass(frozen=True)
@@ -43,21 +38,14 @@ class WeightFile:
         return path if path.is_file() else self._download(path)
 
     def _download(self, path: Path) -> Path:
-        log.info("downloading %s", self.name)
-        timeout = socket.getdefaulttimeout()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            socket.setdefaulttimeout(CONNECT_SECONDS)  # urlopen inside has no timeout of its own
-            torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256, progress=False)
-        except (OSError, RuntimeError) as error:
+            return fetch(path, [self.url], f"sha256:{self.sha256}")
+        except (OSError, DownloadError) as error:
             raise ConfigError(
                 self.option,
                 f"{self.name} could not be downloaded ({error}); get it from {self.url} and put it into "
                 f"{path.parent}, or give its path here",
             ) from error
-        finally:
-            socket.setdefaulttimeout(timeout)
-        return path
 
 
 def load_state(path: Path, option: str) -> dict[str, torch.Tensor]:

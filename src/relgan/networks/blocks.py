@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from relgan.config import ModelConfig
+from relgan.builtin import ConvOptions
 from relgan.distributed import global_mean, is_distributed, world_size
 
 
@@ -99,7 +99,7 @@ class Layers:
     resize: bool
 
     @classmethod
-    def of_generator(cls, model: ModelConfig, *, bias: bool) -> Layers:
+    def of_generator(cls, model: ConvOptions, *, bias: bool) -> Layers:
         return cls(
             batch_norm=_batch_norm(model, model.generator_spectral_norm),
             spectral_norm=model.generator_spectral_norm,
@@ -109,7 +109,7 @@ class Layers:
         )
 
     @classmethod
-    def of_critic(cls, model: ModelConfig, *, bias: bool, slope: float) -> Layers:
+    def of_critic(cls, model: ConvOptions, *, bias: bool, slope: float) -> Layers:
         """``slope``: of the default activation, LeakyReLU."""
         return cls(
             batch_norm=_batch_norm(model, model.spectral_norm),
@@ -154,7 +154,7 @@ class Layers:
         return conv
 
 
-def _batch_norm(model: ModelConfig, spectral_norm: bool) -> type[nn.BatchNorm2d] | None:
+def _batch_norm(model: ConvOptions, spectral_norm: bool) -> type[nn.BatchNorm2d] | None:
     if model.norm != "batch" or model.activation == "selu" or spectral_norm:
         return None
     return SyncBatchNorm2d if model.sync_batch_norm else nn.BatchNorm2d

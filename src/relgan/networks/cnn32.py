@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from relgan.config import ModelConfig
+from relgan.builtin import ConvOptions
 from relgan.networks.blocks import Layers
 
 LEAK = 0.1
@@ -19,7 +19,7 @@ LEAK = 0.1
 class Generator(nn.Module):
     """(N, latent_dim) to images (N, channels, 32, 32) in [−1, 1]."""
 
-    def __init__(self, model: ModelConfig, channels: int) -> None:
+    def __init__(self, model: ConvOptions, channels: int) -> None:
         super().__init__()
         layers = Layers.of_generator(model, bias=True)
         widths = [model.width * factor for factor in (8, 4, 2, 1)]
@@ -36,7 +36,7 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     """Images (N, channels·pack, 32, 32) to logits (N,). Spectral norm covers the convolutions only."""
 
-    def __init__(self, model: ModelConfig, channels: int) -> None:
+    def __init__(self, model: ConvOptions, channels: int) -> None:
         super().__init__()
         layers = Layers.of_critic(model, bias=True, slope=LEAK)
         widths = [model.width * factor for factor in (1, 1, 2, 2, 4, 4, 8)]
@@ -53,3 +53,7 @@ class Critic(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.last(self.body(images).flatten(1))
         return logits.reshape(len(images))
+
+
+def build(options: ConvOptions, image_size: int, channels: int) -> tuple[nn.Module, nn.Module]:
+    return Generator(options, channels), Critic(options, channels)

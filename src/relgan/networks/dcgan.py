@@ -10,13 +10,13 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from relgan.config import ModelConfig
+from relgan.builtin import ConvOptions
 from relgan.networks.blocks import Layers
 
 LEAK = 0.2
 
 
-def _widths(model: ModelConfig, image_size: int) -> list[int]:
+def _widths(model: ConvOptions, image_size: int) -> list[int]:
     """Channels at 4×4, 8×8, …, S/2×S/2."""
     factor = image_size // 8
     widths = []
@@ -32,7 +32,7 @@ class Generator(nn.Module):
     The first layer spreads z over 4×4 pixels; ``model.upsample=resize`` replaces those after it.
     """
 
-    def __init__(self, model: ModelConfig, image_size: int, channels: int) -> None:
+    def __init__(self, model: ConvOptions, image_size: int, channels: int) -> None:
         super().__init__()
         layers = Layers.of_generator(model, bias=False)
         widths = _widths(model, image_size)
@@ -50,7 +50,7 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     """Images (N, channels·pack, S, S) to logits (N,)."""
 
-    def __init__(self, model: ModelConfig, image_size: int, channels: int) -> None:
+    def __init__(self, model: ConvOptions, image_size: int, channels: int) -> None:
         super().__init__()
         layers = Layers.of_critic(model, bias=False, slope=LEAK)
         widths = _widths(model, image_size)[::-1]
@@ -64,3 +64,7 @@ class Critic(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.body(images)
         return logits.reshape(len(images))
+
+
+def build(options: ConvOptions, image_size: int, channels: int) -> tuple[nn.Module, nn.Module]:
+    return Generator(options, image_size, channels), Critic(options, image_size, channels)

@@ -8,9 +8,9 @@ from collections.abc import Generator, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from relgan.config import RelganError
 from relgan.images import to_uint8
 from relgan.networks.blocks import local_batch_norm
+from relgan.options import RelganError
 
 # What can go wrong with samples and their scores and is no reason to stop training.
 UNSCORABLE = (ValueError, RelganError, OSError, torch.OutOfMemoryError)

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from relgan.config import RelganError
-from relgan.rundir import RunDir, flatten
+from relgan.options import RelganError, flatten
+from relgan.rundir import RunDir
 
 STATUSES = ("finished", "diverged", "failed", "interrupted", "running")
 _GROUPS = ("model", "loss", "penalty", "dataset", "optimizer", "metrics", "tracker")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relgan.config import LOSS_NAMES
-from relgan.metrics.direction import direction
+from relgan.metrics.catalogue import FEATURES, direction, families, family, score_of
+from relgan.options import flatten
+from relgan.registry import LOSSES
 from relgan.report.collect import Row, RunRecord
-from relgan.rundir import flatten
 
 MANY_OPTIONS = 2  # beyond the loss; a name that lists more of them is not read
 POINTS = 120  # of a curve: a chart is about three pixels wide for each
@@ -25,8 +25,8 @@ _NOT_COMPARED = {
     *("name", "seed", "device", "resume", "fail_fast"),
     *("train.log_every", "train.sample_every", "train.sample_count", "train.checkpoint_every"),
 }
-# Facts of the protocol that say nothing of how comparable a score is; others belong to one family of scores or to all.
-_NOT_PROTOCOL = ("seed", "versions", "metrics", "weights_known", "lpips_weights_known")
+# Facts of the protocol that tell nothing, or something of every score; others belong to one family of scores.
+_OF_NO_SCORE = ("seed", "versions", "metrics")
 _OF_ANY_SCORE = ("reference", "generator", "generator_mode", "batch_size")
 
 
@@ -111,7 +111,7 @@ class Comparison:
         self.label_options = self._needed(runs)
         self.runs, self.superseded = self._one_per_seed(runs)
         self.datasets = sorted({self.dataset(run) for run in self.runs})
-        order = {name: index for index, name in enumerate(LOSS_NAMES)}
+        order = {name: index for index, name in enumerate(LOSSES.names())}
         labels = {self.variant(run): order.get(self.loss(run), len(order)) for run in self.runs}
         self.variants = sorted(labels, key=lambda label: (labels[label], label))
 
@@ -174,17 +174,12 @@ class Comparison:
 
     def column(self, run: RunRecord, key: str) -> Column:
         """Where this run's value of a score belongs; two runs share it only if all that made the score agrees."""
-        family = _family_of(key)
-        protocol = run.protocol
-        facts = {
-            name: _text(value)
-            for name, value in flatten(protocol).items()
-            if _family_of_fact(name.partition(".")[0]) in ("any", family)
-        }
+        facts = {name: _text(value) for name, value in flatten(run.protocol).items() if _concerns(name, key)}
         if facts.get("generator_mode") == "eval":
             facts.pop("batch_size", None)  # only batch statistics depend on it
-        known = protocol.get("lpips_weights_known" if family == "lpips" else "weights_known", True)
-        return Column(self.dataset(run), tuple(sorted(facts.items())), bool(facts) and (family == "modes" or known))
+        prefix = "" if family(key) == FEATURES else f"{family(key)}_"
+        known = run.protocol.get(f"{prefix}weights_known", True)
+        return Column(self.dataset(run), tuple(sorted(facts.items())), bool(facts) and known)
 
     def score_keys(self) -> list[str]:
         """Scores that have a better and a worse, in the order the runs computed them."""
@@ -241,16 +236,16 @@ def _differs(runs: Sequence[RunRecord], key: str, value: Any) -> bool:
     return len({value(run, key) for run in runs}) > 1
 
 
-def _family_of(key: str) -> str:
-    return "lpips" if key.startswith("eval/lpips") else "modes" if key.startswith("eval/mode") else "features"
-
-
-def _family_of_fact(name: str) -> str:
-    if name in _NOT_PROTOCOL:
-        return "none"
+def _concerns(fact: str, key: str) -> bool:
+    """Whether values of a score may be compared only where this fact of the protocol, by its dotted name, agrees."""
+    name, _, rest = fact.partition(".")
+    if name in _OF_NO_SCORE or name.endswith("weights_known"):
+        return False
     if name in _OF_ANY_SCORE:
-        return "any"
-    return name.partition("_")[0] if name.startswith(("lpips_", "modes_")) else "features"
+        return True
+    if name == "options":
+        return score_of(key) in (None, rest.partition(".")[0])
+    return family(key) == next((each for each in families() if name.startswith(f"{each}_")), FEATURES)
 
 
 def _finals(runs: Sequence[RunRecord], key: str) -> list[float]:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from relgan.config import RelganError
-from relgan.metrics.direction import direction
+from relgan.metrics.catalogue import direction, full_key, spellings, title
+from relgan.options import RelganError
+from relgan.registry import EXTRACTORS, SCORES
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
 
-SCORES = {
-    "eval/fid": "FID",
-    "eval/fd_digits": "Fréchet distance (digits)",
-    "eval/fd_efficientnet_lite0": "Fréchet distance (efficientnet_lite0)",
-    "eval/is": "IS",
-    "eval/kid": "KID",
-    "eval/modes": "Modes",
-    "eval/lpips_diversity": "LPIPS diversity",
-}
+USUAL = (
+    *("eval/fid", "eval/fd_digits", "eval/fd_efficientnet_lite0"),
+    *("eval/is", "eval/kid", "eval/modes", "eval/lpips_diversity"),
+)
 CRITIC = {
     "What the critic makes of images, as the loss compares": ("train/prob_real", "train/prob_fake"),
     "Logits": ("train/logit_real", "train/logit_fake"),
     "Gradient pull": ("train/pull_real", "train/pull_fake"),
 }
 NORMS = {"Gradient norm, generator": "train/grad_norm_g", "Gradient norm, critic": "train/grad_norm_d"}
+
+
+def shown_scores() -> list[str]:
+    """Keys of the usual scores and of those that other people's code adds."""
+    distances = [full_key("fid", entry.name) for entry in EXTRACTORS.values() if entry.foreign]
+    return [*USUAL, *distances, *(key for entry in SCORES.values() if entry.foreign for key in spellings(entry.name))]
 
 
 def build_workspace(entity: str, project: str) -> ws.Workspace:
@@ -39,23 +41,24 @@ def build_workspace(entity: str, project: str) -> ws.Workspace:
     except ImportError as error:
         raise RelganError("wandb-workspaces is missing: pip install 'relgan[dashboard]'") from error
 
-    def curves(title: str, *keys: str, log: bool = False) -> LinePlot:
+    def curves(name: str, *keys: str, log: bool = False) -> LinePlot:
         return LinePlot(
-            title=title, x="step", y=list(keys), log_y=log, groupby_aggfunc="mean", groupby_rangefunc="minmax"
+            title=name, x="step", y=list(keys), log_y=log, groupby_aggfunc="mean", groupby_rangefunc="minmax"
         )
 
+    scores = shown_scores()
     bars: list[Any] = [
         # The summary of a score is its best, by the name of the direction, and its last.
         BarPlot(
-            title=f"{title}, best",
+            title=f"{title(key)}, best",
             metrics=[f"{key}.{direction(key)}"],
             groupby_aggfunc="mean",
             groupby_rangefunc="stddev",
         )
-        for key, title in SCORES.items()
+        for key in scores
     ]
-    critic: list[Any] = [curves(title, *keys) for title, keys in CRITIC.items()]
-    norms: list[Any] = [curves(title, key, log=True) for title, key in NORMS.items()]
+    critic: list[Any] = [curves(name, *keys) for name, keys in CRITIC.items()]
+    norms: list[Any] = [curves(name, key, log=True) for name, key in NORMS.items()]
     pictures = MediaBrowser(title="The same noise in every run", media_keys=["samples/fixed_noise"], num_columns=3)
     return ws.Workspace(
         entity=entity,
@@ -66,7 +69,7 @@ def build_workspace(entity: str, project: str) -> ws.Workspace:
         runset_settings=ws.RunsetSettings(groupby=[ws.Config("dataset.name"), ws.Config("loss.name")]),
         sections=[
             ws.Section(name="Scores by dataset and loss", is_open=True, panels=bars),
-            ws.Section(name="Score curves", is_open=True, panels=[curves(t, key) for key, t in SCORES.items()]),
+            ws.Section(name="Score curves", is_open=True, panels=[curves(title(key), key) for key in scores]),
             ws.Section(name="Critic", is_open=True, panels=critic),
             ws.Section(name="Gradients", is_open=True, panels=norms),
             ws.Section(name="Samples", is_open=True, panels=[pictures]),

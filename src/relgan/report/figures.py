@@ -84,9 +84,7 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     if not 1e-3 <= abs(value) < 1e7:
-        return "10" + str(math.floor(math.log10(abs(value)) + 0.5)).translate(
-            str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-        )
+        return "10" + str(math.floor(math.log10(abs(value)) + 0.5)).translate(_RAISED)
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{unit}"

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from relgan.metrics.direction import direction
+from relgan.metrics import catalogue
 from relgan.report.collect import STATUSES, RunRecord
 from relgan.report.compare import Board, Column, Comparison, Point, curve
 from relgan.report.figures import COLOURS, Series, against, chart
@@ -75,7 +75,8 @@ class Page:
         """How the column's numbers were made, in a few words."""
         facts = dict(column.facts)
         words = [facts.get("extractor", ""), "" if facts.get("generator", "ema") == "ema" else "raw weights"]
-        made, real = facts.get("num_images", facts.get("modes_images")), facts.get("reference_images")
+        real = facts.pop("reference_images", None)
+        made = facts.get("num_images") or next((facts[name] for name in facts if name.endswith("_images")), None)
         words += [f"{int(made):,} images" + (f" against {int(real):,}" if real else "")] if made else []
         return ", ".join(filter(None, words)) or "protocol not recorded"
 
@@ -111,7 +112,7 @@ class Page:
             points = curve([r for r in runs if self.comparison.column(r, board.key) == column], board.key, "eval")
             if later := [point for point in points if point.x > 0]:
                 series.append(Series(variant, self.style(variant), later))
-        name = score_name(board.key)
+        name = catalogue.title(board.key)
         title = f"{name} on {column.dataset} over generator updates"
         return chart(series, title=title, x="generator updates", y=name, log=None) if series else ""
 
@@ -188,11 +189,13 @@ def render(comparison: Comparison, title: str) -> str:
     environment = Environment(
         loader=PackageLoader("relgan.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"fixed": fixed, "duration": duration, "command": command, "score_name": score_name}
+    environment.filters |= {"fixed": fixed, "duration": duration, "command": command, "score_title": catalogue.title}
     page = Page(comparison, title)
     page.load_images()
     template = environment.get_template("page.html")
-    return template.render(page=page, runs=comparison.every, stages=STAGES, colours=COLOURS, direction=direction)
+    return template.render(
+        page=page, runs=comparison.every, stages=STAGES, colours=COLOURS, direction=catalogue.direction
+    )
 
 
 def count_statuses(runs: Iterable[RunRecord]) -> list[tuple[str, int]]:
@@ -204,33 +207,6 @@ def count_statuses(runs: Iterable[RunRecord]) -> list[tuple[str, int]]:
 def fixed(value: Any, decimals: int) -> str:
     """A number with thousands separators; a dash where there is none."""
     return f"{value:,.{decimals}f}" if isinstance(value, int | float) else "–"
-
-
-def score_name(key: str) -> str:
-    """eval/fd_digits: FD (digits)."""
-    name = key.removeprefix("eval/")
-    for short, shown in _NAMES.items():
-        if name == short:
-            return shown
-        if name.startswith(f"{short}_"):
-            return f"{shown} ({name.removeprefix(f'{short}_')})"
-    return name.replace("_", " ")
-
-
-_NAMES = {
-    "mode_kl": "Mode KL",
-    "mode_confidence": "Mode confidence",
-    "lpips_diversity": "LPIPS diversity",
-    "modes": "Modes",
-    "fid": "FID",
-    "kid": "KID",
-    "fd": "Fréchet distance",
-    "kd": "Kernel distance",
-    "is": "IS",
-    "score": "Classifier score",
-    "precision": "Precision",
-    "recall": "Recall",
-}
 
 
 def duration(seconds: Any) -> str:
@@ -277,9 +253,9 @@ def _warnings(comparison: Comparison, boards: Sequence[Board]) -> Iterator[str]:
         for dataset in comparison.datasets:
             columns = [column for column in board.columns if column.dataset == dataset]
             if len(columns) > 1:
-                ways[dataset, _disagreements(columns)].append(score_name(board.key))
+                ways[dataset, _disagreements(columns)].append(catalogue.title(board.key))
         if any(not column.ranked for column in board.columns):
-            unranked.append(score_name(board.key))
+            unranked.append(catalogue.title(board.key))
     for (dataset, facts), names in ways.items():
         yield f"{', '.join(names)} on {dataset} differ in {facts}: separate columns, never ranked together."
     if unranked:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from relgan.files import atomic_write
+from relgan.options import ConfigError
+from relgan.registry import TRACKERS, TrackerOptions
 
 log = logging.getLogger("relgan")
 
@@ -16,12 +19,37 @@ Kind = Literal["train", "eval"]
 Facts = Mapping[str, Any]
 
 
-class Tracker(Protocol):
-    """Receives numbers and pictures; steps never go back."""
+@dataclass(frozen=True)
+class Context:
+    """What a tracker may want to know of a run before its first number.
 
-    @property
-    def run_id(self) -> str | None:
-        """Identifies the run to the tracker's service; None where there is none."""
+    Attributes:
+        run_dir: where the tracker's own files may go.
+        group: runs that belong together.
+        job_type: what kind of run among them this is.
+        tags: loss, form and dataset.
+        options: the resolved configuration.
+        run_id: of the tracker's run that is continued.
+        logged: the last step of each kind that the run to continue has sent; it is not to be sent again.
+    """
+
+    run_dir: Path
+    group: str
+    job_type: str
+    tags: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    run_id: str | None = None
+    logged: Mapping[str, int] = field(default_factory=dict)
+
+
+class Tracker:
+    """Receives numbers and pictures; steps never go back.
+
+    Attributes:
+        run_id: identifies the run to the tracker's service; None where there is none.
+    """
+
+    run_id: str | None = None
 
     def log(
         self, kind: Kind, step: int, time_s: float, values: Mapping[str, float], protocol: Facts | None = None
@@ -31,17 +59,35 @@ class Tracker(Protocol):
     def log_image(self, key: str, step: int, path: Path, caption: str) -> None:
         """Record one picture that is already in the run directory."""
 
+    def send(self, kind: str, files: Sequence[Path]) -> None:
+        """Record files: a checkpoint, a comparison page."""
+
     def close(self, exit_code: int) -> None:
         """Finish; called exactly once."""
 
 
-class JsonLines:
+def nowhere(options: TrackerOptions, context: Context) -> None:
+    """No tracker at all."""
+
+
+def start(options: TrackerOptions, context: Context) -> Tracker | None:
+    """The tracker that ``options.name`` names; None where it has nothing to record or cannot start.
+
+    Raises:
+        ConfigError: an unknown name, or one that builds something else.
+    """
+    tracker = TRACKERS[options.name].build(options, context)
+    if not (tracker is None or isinstance(tracker, Tracker)):
+        built = type(tracker).__name__
+        raise ConfigError("tracker.name", f"{options.name} builds a {built}, not a relgan.tracking.base.Tracker")
+    return tracker
+
+
+class JsonLines(Tracker):
     """metrics.jsonl: one JSON object a line, on disk as soon as it is logged.
 
     What cannot be written waits and comes first the next time; a file that was deleted comes back whole.
     """
-
-    run_id: str | None = None
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -78,32 +124,44 @@ class JsonLines:
         self._file.close()
         self._file = self._path.open("a+b", buffering=0)
 
-    def log_image(self, key: str, step: int, path: Path, caption: str) -> None:
-        """Pictures are files beside metrics.jsonl; nothing to record."""
-
     def close(self, exit_code: int) -> None:
         if self._waiting:
             self._write(warn=True)
         self._file.close()
 
 
-class Trackers:
-    """Several trackers as one; ``run_id`` is that of the first which has one."""
+class Trackers(Tracker):
+    """The local records and whoever else listens; what breaks in one of those ends that one, not the training.
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = trackers
-        self.run_id = next((tracker.run_id for tracker in trackers if tracker.run_id), None)
+    ``run_id`` is that of the first which has one.
+    """
+
+    def __init__(self, local: Sequence[Tracker], others: Sequence[Tracker] = ()) -> None:
+        self._local, self._others = local, list(others)
+        self.run_id = next((tracker.run_id for tracker in others if tracker.run_id), None)
 
     def log(
         self, kind: Kind, step: int, time_s: float, values: Mapping[str, float], protocol: Facts | None = None
     ) -> None:
-        for tracker in self._trackers:
-            tracker.log(kind, step, time_s, values, protocol)
+        self._each(lambda tracker: tracker.log(kind, step, time_s, values, protocol))
 
     def log_image(self, key: str, step: int, path: Path, caption: str) -> None:
-        for tracker in self._trackers:
-            tracker.log_image(key, step, path, caption)
+        self._each(lambda tracker: tracker.log_image(key, step, path, caption))
+
+    def send(self, kind: str, files: Sequence[Path]) -> None:
+        self._each(lambda tracker: tracker.send(kind, files))
 
     def close(self, exit_code: int) -> None:
-        for tracker in self._trackers:
-            tracker.close(exit_code)
+        self._each(lambda tracker: tracker.close(exit_code))
+
+    def _each(self, action: Callable[[Tracker], None]) -> None:
+        for tracker in self._local:
+            action(tracker)
+        for tracker in list(self._others):
+            try:
+                action(tracker)
+            except Exception as error:  # whatever breaks in another's service, the experiment goes on
+                self._others.remove(tracker)
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                name = type(tracker).__name__
+                log.warning("%s stopped receiving (%s); metrics.jsonl still has everything", name, reason)

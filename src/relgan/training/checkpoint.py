@@ -10,21 +10,27 @@ from typing import Any
 
 import torch
 
-from relgan.config import RelganError
 from relgan.files import atomic_write
+from relgan.options import RelganError
 from relgan.rundir import previous
 
 log = logging.getLogger("relgan")
 
-FORMAT = 1
+FORMAT = 2
 KEYS = (
-    *("format", "step", "epoch", "seconds", "config", "channels", "generator", "ema", "critic"),
-    *("optimizers", "schedules", "rng", "batches", "tracker_run_id", "best", "final"),
+    # The run: its configuration, the colour channels and the fingerprint of its images, its W&B run, and which of
+    # its parts come from whose code.
+    *("format", "config", "channels", "data_fingerprint", "tracker_run_id", "foreign"),
+    # relgan.training.state.TrainState
+    *("step", "epoch", "seconds", "generator", "critic", "ema", "optimizers", "schedules", "batches", "rng", "history"),
 )
 
 
 def save(content: dict[str, Any], path: Path, *, keep_previous: bool = True) -> None:
     """Write a checkpoint; the one it replaces stays beside it as ``*.previous.pt`` unless told otherwise.
+
+    Args:
+        content: every one of :data:`KEYS` but the format.
 
     Raises:
         OSError: it could not be written; the checkpoint that was there is untouched.
@@ -43,7 +49,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU.
 
     Raises:
-        RelganError: missing, damaged, of a newer format, or holding anything but tensors and plain values.
+        RelganError: missing, damaged, of another format, or holding anything but tensors and plain values.
     """
     if not path.exists():
         raise RelganError(f"{path}: no such checkpoint")
@@ -59,8 +65,8 @@ def load(path: Path) -> dict[str, Any]:
         raise RelganError(f"{path}: damaged or not a checkpoint") from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise RelganError(f"{path}: not a relgan checkpoint")
-    if content["format"] > FORMAT:
-        raise RelganError(f"{path}: written by a newer relgan (format {content['format']}, known up to {FORMAT})")
+    if content["format"] != FORMAT:
+        raise RelganError(f"{path}: written by another relgan (format {content['format']}; this one reads {FORMAT})")
     if missing := [key for key in KEYS if key not in content]:
         raise RelganError(f"{path}: not a relgan checkpoint (no {', '.join(missing)})")
     return content

@@ -1,29 +1,55 @@
-"""Where and in which arithmetic the step runs."""
+"""How an iteration runs: on which device, in which arithmetic, kernel by kernel or as one CUDA graph."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from relgan.config import ConfigError
-from relgan.training.iteration import Captured, Eager, Iteration, agree
-from relgan.training.step import Precision
+from relgan.options import ConfigError
+from relgan.training.optimizers import set_rate
+from relgan.training.state import rng_state, set_rng_state
+from relgan.training.update import CriticResult, GeneratorResult, Precision, Update
 
 log = logging.getLogger("relgan")
 
+Results = tuple[CriticResult, GeneratorResult]
+Iteration = Callable[[Sequence[Tensor]], Results]
+"""Takes the real images of each critic update and then those of the generator's; returns what the last ones saw."""
 
-def choose_device(name: str) -> torch.device:
-    """``auto``: CUDA, else MPS, else the CPU.
+T = TypeVar("T")
+Capture = Callable[[Callable[[], T], Callable[[], None]], tuple[Callable[[], None], T]]
+
+WARM_UPS = 3
+
+
+def prepare_device(name: str) -> torch.device:
+    """The device of that name, made ready: for training, scores and samples alike.
+
+    ``auto``: CUDA, else MPS, else the CPU. Float32 is float32, which TF32 is not.
 
     Raises:
         ConfigError: the named device is not there.
     """
+    device = _choose_device(name)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    # Batches have one size, so looking once for the fastest convolutions pays.
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def _choose_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, present in available.items() if present)
@@ -49,8 +75,7 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """``auto``: bf16 where the device has units for it, else fp32, which TF32 is not."""
-    torch.backends.cudnn.allow_tf32 = False
+    """``auto``: bf16 where the device has units for it, else fp32."""
     if name == "auto":
         name = "bf16" if has_bf16_units(device) else "fp32"
     return Precision(device, name)
@@ -94,10 +119,10 @@ def build_iteration(
     Raises:
         ConfigError: see ``chosen_by_user``.
     """
-    step = eager.step
+    update = eager.update
     if name == "compiled":
         # Not the critic itself: penalties differentiate it twice, which compiled code cannot.
-        step.generate, step.judge = torch.compile(step.generator), torch.compile(step.critic)
+        update.generate, update.judge = torch.compile(update.generator), torch.compile(update.critic)
     if name != "cudagraph":
         return name, eager
     reals = examples()
@@ -106,7 +131,7 @@ def build_iteration(
             # The warm-up and the comparison run eagerly what is made for a graph.
             warnings.filterwarnings("ignore", message=".*capturable=True")
             captured = Captured(eager, reals)
-            problem = None if agree(eager, captured, step, reals) else "its first iteration differs from eager's"
+            problem = None if agree(eager, captured, update, reals) else "its first iteration differs from eager's"
     except (RuntimeError, AssertionError) as error:
         problem = str(error).splitlines()[0]
     if problem is None:
@@ -129,3 +154,120 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
     except (OSError, AttributeError):
         log.debug("no glibc here; its allocator stays as it is")
+
+
+@dataclass(frozen=True)
+class Eager:
+    """The iteration as written; ``latents`` draws z for one update."""
+
+    update: Update
+    latents: Callable[[], Tensor]
+
+    def __call__(self, reals: Sequence[Tensor]) -> Results:
+        *for_critic, for_generator = reals
+        for real in for_critic:
+            critic = self.update.update_critic(real, self.latents())
+        return critic, self.update.update_generator(for_generator, self.latents())
+
+
+def cuda_graph(work: Callable[[], T], undo: Callable[[], None]) -> tuple[Callable[[], None], T]:
+    """Record ``work``: returns what plays it again and the results, which every replay overwrites.
+
+    Args:
+        work: does the same to the same memory at every call, without waiting for the device.
+        undo: puts back what ``work`` changed. Libraries must have run once before they can be recorded.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    undo()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = work()
+    return graph.replay, results
+
+
+class Captured:
+    """An eager iteration recorded once and replayed: no time between its hundreds of small kernels.
+
+    The optimizers must have been built with ``captured`` (``relgan.training.schedule``).
+
+    Args:
+        eager: left in the state it is in.
+        reals: images of the shapes to come, for the warm-up.
+        capture: :func:`cuda_graph`, or a stand-in where there is no GPU.
+    """
+
+    def __init__(self, eager: Eager, reals: Sequence[Tensor], capture: Capture[Results] = cuda_graph) -> None:
+        self._reals = [real.clone() for real in reals]
+        snapshot = Snapshot(eager.update)
+        try:
+            self._replay, self._results = capture(lambda: eager(self._reals), snapshot.restore)
+        finally:
+            snapshot.restore()
+
+    def __call__(self, reals: Sequence[Tensor]) -> Results:
+        torch._foreach_copy_(self._reals, list(reals))
+        self._replay()
+        return self._results
+
+
+class Snapshot:
+    """An update's weights, buffers, optimizers and random numbers, to be put back into the same memory."""
+
+    def __init__(self, update: Update) -> None:
+        self._update = update
+        self._saved = {id(tensor): tensor.detach().clone() for tensor in _tensors(update)}
+        self._random = rng_state(update.precision.device)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensor in _tensors(self._update):
+            # An optimizer's state begins, at its first update, as zeros.
+            saved = self._saved.get(id(tensor))
+            tensor.copy_(torch.zeros_like(tensor) if saved is None else saved)
+        set_rng_state(self._random, self._update.precision.device)
+
+
+def _tensors(update: Update) -> Iterator[Tensor]:
+    yield update.diverged
+    for network in (update.generator, update.critic):
+        yield from network.parameters()
+        yield from network.buffers()
+    for optimizer in (update.optimizer_g, update.optimizer_d):
+        for state in optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def agree(first: Iteration, second: Iteration, update: Update, reals: Sequence[Tensor]) -> bool:
+    """Whether two ways to run ``update`` come to the same losses and gradient norms from its present state.
+
+    Nothing is learnt meanwhile: Adam's first updates are signs, which blow rounding up to whole steps.
+    """
+    numbers = []
+    with _without_learning(update):
+        for iteration in (first, second):
+            snapshot = Snapshot(update)
+            critic, generator = iteration(reals)
+            seen = [critic.loss, critic.penalty, critic.grad_norm, generator.loss, generator.grad_norm]
+            numbers.append(torch.stack(seen).clone())
+            snapshot.restore()
+    # Two kernels may round bfloat16, of 8 bits, in different orders.
+    return torch.allclose(numbers[0], numbers[1], rtol=5e-2, atol=2e-2, equal_nan=True)
+
+
+@contextlib.contextmanager
+def _without_learning(update: Update) -> Iterator[None]:
+    """Learning rates of 0, in the tensors that a graph reads."""
+    groups = [group for optimizer in (update.optimizer_g, update.optimizer_d) for group in optimizer.param_groups]
+    rates = [float(group["lr"]) for group in groups]
+    try:
+        for group in groups:
+            set_rate(group, 0.0)
+        yield
+    finally:
+        for group, rate in zip(groups, rates, strict=True):
+            set_rate(group, rate)

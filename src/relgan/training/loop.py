@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
+import statistics
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,11 +18,10 @@ from relgan.networks.sampling import UNSCORABLE
 from relgan.rundir import previous
 from relgan.tracking.console import ProgressBar, training_line
 from relgan.training import checkpoint
-from relgan.training.run import Run
-from relgan.training.schedule import epoch_of, is_due, quarters
+from relgan.training.run import Run, Status
+from relgan.training.schedules import epoch_of, is_due, quarters
 from relgan.training.signals import REQUEUING, StopRequested, StopSignals, requeue
-from relgan.training.step import CriticResult, GeneratorResult
-from relgan.training.summary import Speed, Status
+from relgan.training.update import CriticResult, GeneratorResult
 
 log = logging.getLogger("relgan")
 
@@ -36,6 +35,24 @@ class Outcome:
     status: Status
     exit_code: int
     error: str | None = None
+
+
+@dataclass
+class Speed:
+    """Images per second from the medians of whole logging intervals; the first interval is warm-up."""
+
+    images_per_iteration: int
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, seconds: float, iterations: int) -> float:
+        """Record an interval; returns its images per second."""
+        self.seconds.append(seconds / iterations)
+        return self.images_per_iteration * iterations / seconds
+
+    @property
+    def images_per_second(self) -> float | None:
+        measured = self.seconds[1:] or self.seconds
+        return self.images_per_iteration / statistics.median(measured) if measured else None
 
 
 def train(run: Run) -> Outcome:
@@ -89,14 +106,14 @@ class Loop:
         if state.step == 0:
             self.look()
             self.score()
-        elif not run.visited and state.step < run.total:
+        elif not state.history.visited and state.step < run.total:
             self.visit()
         with ProgressBar(run.total, state.step, visible=is_main()) as bar:
             self.restart_clock()
             while state.step < run.total:
                 self.check_signals()
                 self.iterate()
-                run.visited = False
+                state.history.visited = False
                 bar.advance()
                 if self.log_is_due() and not self.log_training(bar):
                     return self.end("diverged", 0)
@@ -110,7 +127,7 @@ class Loop:
                 self.save()
             self.look()
             self.score()
-        run.visited = True
+        state.history.visited = True
         return self.end("finished", 0)
 
     def check_signals(self) -> None:
@@ -125,7 +142,7 @@ class Loop:
         """One generator update after n_critic critic updates."""
         run, state, config = self.run, self.state, self.config
         reals = [state.batches.next() for _ in range(config.optimizer.n_critic)]
-        redraws = config.train.redraw_real and run.step.loss.needs_real_for_generator
+        redraws = config.train.redraw_real and run.update.loss.needs_real_for_generator
         reals.append(state.batches.next() if redraws else reals[-1])
         self.critic_result, self.generator_result = run.iteration(reals)
         state.ema.update(state.generator)
@@ -139,7 +156,7 @@ class Loop:
 
     def log_is_due(self) -> bool:
         # Reading the flag costs nothing on the CPU; elsewhere it waits for the device.
-        if self.run.device.type == "cpu" and self.run.step.diverged.item():
+        if self.run.device.type == "cpu" and self.run.update.diverged.item():
             return True
         return is_due(self.state.step, self.config.train.log_every, self.run.total)
 
@@ -151,7 +168,7 @@ class Loop:
         now = time.perf_counter()
         rate = self.speed.add(now - self.interval_started, self.interval_iterations)
         self.interval_started, self.interval_iterations = now, 0
-        if self.run.step.diverged.item():
+        if self.run.update.diverged.item():
             log.warning("diverged: a loss or gradient was not finite by update %d", self.state.step)
             return False
         self.state.seconds = now - self.started
@@ -172,7 +189,7 @@ class Loop:
         if not (looks or scores or saves):
             return
         # Reading the flag waits for the device, which the work that is due does anyway.
-        if self.run.step.diverged.item():
+        if self.run.update.diverged.item():
             return
         # Time between logging points only counts training.
         paused = time.perf_counter()
@@ -181,7 +198,7 @@ class Loop:
             self.look()
         if scores:
             self.score()
-        self.run.visited = True
+        self.state.history.visited = True
         if saves:
             self.save()
         self.interval_started += time.perf_counter() - paused
@@ -206,9 +223,6 @@ class Loop:
                 scores = self.run.evaluate()
         except UNSCORABLE as error:
             log.warning("no scores at update %d: %s", self.state.step, error)
-            return
-        if unusable := [key for key, value in scores.items() if not math.isfinite(value)]:
-            log.warning("no scores at update %d: %s not finite", self.state.step, ", ".join(unusable))
             return
         if not scores:
             return
@@ -242,7 +256,7 @@ class Loop:
             log.warning("last.pt could not be written (%s); training goes on and tries again", error)
             return False
         # Only now: before, last.pt knew the ones that are to go.
-        directory.prune(self.config.train.keep_checkpoints, self.run.ranking)
+        directory.prune(self.config.train.keep_checkpoints, self.state.history.ranking)
         self.run.write_summary("running", images_per_second=self.speed.images_per_second)
         return True
 
@@ -272,8 +286,8 @@ class Loop:
 def measure(run: Run, critic: CriticResult, generator: GeneratorResult) -> dict[str, float]:
     """The logged values of one step over all ranks, in one transfer from the device."""
     real, fake = critic.real_logits, critic.fake_logits
-    prob_real, prob_fake = run.step.loss.probabilities(real, fake)
-    pull_real, pull_fake = run.step.loss.pull(real, fake)
+    prob_real, prob_fake = run.update.loss.probabilities(real, fake)
+    pull_real, pull_fake = run.update.loss.pull(real, fake)
     values = {
         "train/loss_d": critic.loss,
         "train/loss_g": generator.loss,

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from filelock import BaseFileLock
 from torch import Tensor, nn
 
-from relgan.config import Config
+from relgan.config import Config, as_values
 from relgan.data.store import PackedStore
 from relgan.distributed import is_main, world_size
+from relgan.environment import git_commit, hardware, peak_memory_bytes, versions
 from relgan.images import grid, save_png, to_uint8
-from relgan.metrics.direction import direction
 from relgan.networks.sampling import sample_images
+from relgan.registry import DATASETS
 from relgan.rundir import RunDir
 from relgan.tracking.base import Tracker
-from relgan.training.iteration import Iteration
+from relgan.training.engine import Iteration
 from relgan.training.state import TrainState
-from relgan.training.step import Step
-from relgan.training.summary import Status, best_of, hardware, peak_memory_bytes, update_best, versions
+from relgan.training.update import Update
 
 if TYPE_CHECKING:
     from relgan.metrics.evaluator import Evaluator
 
 log = logging.getLogger("relgan")
+
+Status = Literal["running", "finished", "diverged", "failed", "interrupted"]
+# Packages that can change a number.
+PACKAGES = ("relgan", "torch", "torchvision", "torchmetrics", "hydra-core", "numpy", "pillow")
 
 
 @dataclass
@@ -37,10 +42,9 @@ class Run:
 
     config: Config
     dir: RunDir
-    device: torch.device
     store: PackedStore
     state: TrainState
-    step: Step
+    update: Update
     iteration: Iteration
     engine: str
     evaluator: Evaluator | None
@@ -48,27 +52,25 @@ class Run:
     total: int
     command: list[str]
     lock: BaseFileLock
-    resumed_from: str | None = None
-    final: dict[str, float] = field(default_factory=dict)
-    best: dict[str, dict[str, float]] = field(default_factory=dict)
-    ranking: dict[int, float] = field(default_factory=dict)
-    visited: bool = True
-    """Whether everything due at the current update was done; False where a signal came before."""
+    resumed_from: str | None
+    foreign: dict[str, str]
+    """Parts of the configuration that are other people's code, and the module of each."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.state.device
 
     def describe(self) -> str:
         config, store = self.config, self.store
         ranks = "" if world_size() == 1 else f" × {world_size()} ranks"
-        penalty = "" if config.penalty.name == "none" else f" + {config.penalty.name} {config.penalty.weight:g}"
+        weight = f" {config.penalty.weight:g}" if hasattr(config.penalty, "weight") else ""
+        penalty = "" if config.penalty.name == "none" else f" + {config.penalty.name}{weight}"
+        width = f" width {config.model.width}" if hasattr(config.model, "width") else ""
         return (
-            f"{config.loss.name}{penalty} · {config.model.name} width {config.model.width} · {store.meta['name']} "
+            f"{config.loss.name}{penalty} · {config.model.name}{width} · {store.meta['name']} "
             f"{len(store):,} images {store.image_size}×{store.image_size}×{store.channels} · "
-            f"{self.device.type}{ranks} {self.step.precision.name} {self.engine} · seed {config.seed} · {self.dir.path}"
+            f"{self.device.type}{ranks} {self.update.precision.name} {self.engine} · seed {config.seed} · {self.dir.path}"
         )
-
-    @property
-    def averaged(self) -> nn.Module:
-        """The generator people look at: the moving average where there is one."""
-        return self.state.ema.module if self.config.train.ema_decay > 0 else self.state.generator
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -79,7 +81,7 @@ class Run:
         """Scores of the current generator under their full keys; empty with ``metrics=none``."""
         if self.evaluator is None:
             return {}
-        generator = self.averaged if self.config.metrics.generator == "ema" else self.state.generator
+        generator = self.state.averaged if self.config.metrics.generator == "ema" else self.state.generator
         scores = self.evaluator.evaluate(generator)
         if is_main():
             self._save_neighbours(self.evaluator, generator)
@@ -96,16 +98,9 @@ class Run:
 
     def remember(self, scores: Mapping[str, float]) -> list[Path]:
         """Keep the scores for the summary; returns the checkpoints they deserve by the first that has a direction."""
-        self.final = dict(scores)
-        directions = {key: way for key in scores if (way := direction(key)) is not None}
-        improved = update_best(self.best, scores, self.state.step, directions)
-        if not directions:
-            return []
-        key, way = next(iter(directions.items()))
-        step, count = self.state.step, self.config.train.keep_best
-        self.ranking = best_of({**self.ranking, step: scores[key]}, way, count)
-        earned = [self.dir.best] if key in improved else []
-        return [*earned, self.dir.kept_best(step)] if count > 1 and step in self.ranking else earned
+        history, step, count = self.state.history, self.state.step, self.config.train.keep_best
+        earned = [self.dir.best] if history.remember(scores, step, count) else []
+        return [*earned, self.dir.kept_best(step)] if count > 1 and step in history.ranking else earned
 
     def save_real_grid(self) -> None:
         """Some real images, once."""
@@ -121,7 +116,7 @@ class Run:
             training_images: (N, C, H, W) in [−1, 1]; None before the first update.
         """
         config, step = self.config, self.state.step
-        fixed = self._samples(self.averaged, mode="eval")
+        fixed = self._samples(self.state.averaged, mode="eval")
         path = self._save(fixed, f"step_{step:08d}.png")
         self.trackers.log_image("samples/fixed_noise", step, path, f"{config.loss.name}, {step} updates, fixed noise")
         if training_images is None:
@@ -143,8 +138,8 @@ class Run:
         return torch.cat([batch.cpu() for batch in batches])
 
     def _save(self, images: Tensor, name: str) -> Path:
-        stacked = self.store.meta["name"].startswith("stacked")
         path = self.dir.samples / name
+        stacked = DATASETS[self.config.dataset.name].facts.stacked
         save_png(grid(images, separate_channels=stacked), path)
         return path
 
@@ -152,14 +147,11 @@ class Run:
         """What :func:`relgan.training.checkpoint.save` writes."""
         return {
             **self.state.state_dict(),
-            "config": asdict(self.config),
+            "config": as_values(self.config),
             "channels": self.store.channels,
-            "tracker_run_id": self.trackers.run_id,
-            "best": self.best,
-            "final": self.final,
-            "ranking": self.ranking,
-            "visited": self.visited,
             "data_fingerprint": self.store.fingerprint,
+            "tracker_run_id": self.trackers.run_id,
+            "foreign": self.foreign,
         }
 
     def write_summary(
@@ -175,14 +167,16 @@ class Run:
             "images_per_second": images_per_second,
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "seed": self.config.seed,
-            "final": self.final,
-            "best": self.best,
+            "final": self.state.history.final,
+            "best": self.state.history.best,
             "protocol": self.protocol,
             "data_fingerprint": self.store.fingerprint,
             "resumed_from": self.resumed_from,
             "tracker_run_id": self.trackers.run_id,
             "command": self.command,
-            "versions": versions(),
+            "foreign": self.foreign,
+            "versions": {"python": platform.python_version(), **versions(PACKAGES)},
+            "git_commit": git_commit(),
             "hardware": hardware(self.device),
             "error": error,
         }

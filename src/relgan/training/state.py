@@ -1,8 +1,10 @@
-"""Everything that must survive a stop, in one place."""
+"""Everything of a run that must survive a stop, in one place."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,16 +12,96 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 
-from relgan.config import RelganError
-from relgan.data.sampler import Batches
+from relgan.data.batches import Batches
 from relgan.distributed import broadcast
-from relgan.training.ema import EMA
-from relgan.training.schedule import load_optimizer_state, optimizer_state
+from relgan.metrics.catalogue import direction
+from relgan.options import RelganError
+from relgan.training.optimizers import load_optimizer_state, optimizer_state
+
+
+class EMA:
+    """A copy of a network whose parameters follow the original's slowly.
+
+    Each update moves every parameter by 1 − d towards the original, with d = min(decay, (1 + t) / (10 + t))
+    at the t-th update: without this start, a run of fewer updates than 1 / (1 − decay) would end with much of
+    its initial noise in the average. Buffers (running statistics) are copied.
+
+    Attributes:
+        module: the average, in evaluation mode and without gradients.
+        decay: 0 makes the copy equal to the original.
+        updates: t, the updates so far.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.module = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move towards ``network``, which must have the structure of the original; no synchronisation."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        averages: list[Tensor] = list(self.module.parameters())
+        torch._foreach_lerp_(averages, list(network.parameters()), 1 - decay)
+        buffers = list(self.module.buffers())
+        if buffers:
+            torch._foreach_copy_(buffers, list(network.buffers()))
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors that follow later updates (not copies), and numbers."""
+        return {"module": self.module.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; the decay stays this object's own."""
+        self.module.load_state_dict(state["module"])
+        self.updates = int(state["updates"])
+
+
+@dataclass
+class History:
+    """What the run has been scored so far.
+
+    Attributes:
+        final: the newest scores.
+        best: the best value of each score that has a direction, and its step.
+        ranking: step -> value of the first such score, for the ``train.keep_best`` best.
+        visited: whether everything due at the current update was done; False where a signal came before.
+    """
+
+    final: dict[str, float] = field(default_factory=dict)
+    best: dict[str, dict[str, float]] = field(default_factory=dict)
+    ranking: dict[int, float] = field(default_factory=dict)
+    visited: bool = True
+
+    def remember(self, scores: Mapping[str, float], step: int, keep: int) -> bool:
+        """Take in new scores and rank the step among the ``keep`` best; whether it is the best so far."""
+        self.final = dict(scores)
+        ways = {key: way for key in scores if (way := direction(key)) is not None}
+        improved = [key for key, way in ways.items() if self._improves(key, way, scores[key], step)]
+        if not ways:
+            return False
+        key, way = next(iter(ways.items()))
+        sign = 1 if way == "min" else -1
+        ranked = {**self.ranking, step: scores[key]}
+        # Of equals the earlier.
+        ordered = sorted(ranked, key=lambda s: (sign * ranked[s], s))
+        self.ranking = {s: ranked[s] for s in ordered[:keep]}
+        return key in improved
+
+    def _improves(self, key: str, way: str, value: float, step: int) -> bool:
+        kept = self.best.get(key)
+        better = kept is None or (value < kept["value"] if way == "min" else value > kept["value"])
+        if better:
+            self.best[key] = {"value": value, "step": step}
+        return better
 
 
 @dataclass
 class TrainState:
-    """Networks, average, optimizers, schedules and data order, with the generator updates done so far."""
+    """Networks, average, optimizers, schedules, data order and scores, with the generator updates done so far."""
 
     generator: nn.Module
     critic: nn.Module
@@ -28,9 +110,15 @@ class TrainState:
     schedules: tuple[ExponentialLR, ExponentialLR]
     batches: Batches
     device: torch.device
+    history: History = field(default_factory=History)
     step: int = 0
     epoch: int = 0
     seconds: float = 0.0
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The generator people look at: the moving average where there is one."""
+        return self.ema.module if self.ema.decay > 0 else self.generator
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, numbers and containers of them."""
@@ -45,6 +133,7 @@ class TrainState:
             "schedules": [schedule.state_dict() for schedule in self.schedules],
             "batches": self.batches.state_dict(),
             "rng": rng_state(self.device),
+            "history": vars(self.history),
         }
 
     def share_buffers(self) -> None:
@@ -52,7 +141,7 @@ class TrainState:
         for network in (self.generator, self.critic, self.ema.module):
             broadcast(network.buffers())
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where ``state`` was taken.
 
         Raises:
@@ -69,6 +158,7 @@ class TrainState:
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
         self.batches.load_state_dict(state["batches"])
+        self.history = History(**state["history"])
         self.step, self.epoch, self.seconds = state["step"], state["epoch"], state["seconds"]
         set_rng_state(state["rng"], self.device)
 

@@ -14,8 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from relgan.config import DatasetConfig
-from relgan.metrics.extractors.base import Extractor, freeze, fuse_batchnorm, hash_state
+from relgan.cache import cache_dir, load_or_compute
+from relgan.config import MetricsConfig
+from relgan.data.sets.digits import digits
+from relgan.files import atomic_write
+from relgan.metrics.extractors import Extractor, fuse_batchnorm, hash_state
+from relgan.metrics.weights import load_state
+from relgan.options import ConfigError
+from relgan.registry import DATASETS, DatasetOptions
 
 SIZE = 32
 WIDTH = 64
@@ -125,47 +131,48 @@ def train(images: np.ndarray, labels: np.ndarray) -> tuple[DigitNet, float]:
     return network, float(accuracy)
 
 
-def _load_or_train(path: Path) -> DigitNet:
-    """The classifier cached at ``path``; whoever comes first trains it, others wait for the file."""
-    from filelock import FileLock
-
-    from relgan.data import sources
-    from relgan.files import atomic_write
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if path.exists():
-            network = DigitNet()
-            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-            return network
-        log.info("training the digit classifier (once, about 10 s)")
-        source = sources.digits(DatasetConfig(name="digits", image_size=SIZE))
-        assert source.labels is not None
-        network, accuracy = train(np.stack([source.read(i)[..., 0] for i in range(len(source))]), source.labels)
-        if accuracy < MIN_ACCURACY:
-            raise RuntimeError(f"the digit classifier reached {accuracy:.3f} of {MIN_ACCURACY} held-out accuracy")
-        with atomic_write(path) as file:
-            torch.save(network.state_dict(), file)
-        return network
+def _load(path: Path) -> DigitNet:
+    network = DigitNet()
+    network.load_state_dict(load_state(path, "metrics.extractor"))
+    return network.eval()
 
 
-def build(channels: int, precision: str, device: torch.device) -> Extractor:
-    """The classifier for images of ``channels`` digits."""
-    from relgan.data import cache_dir
+def _make() -> DigitNet:
+    log.info("training the digit classifier (once, about 10 s)")
+    source = digits(DatasetOptions(name="digits", image_size=SIZE))
+    assert source.labels is not None
+    network, accuracy = train(np.stack([source.read(i)[..., 0] for i in range(len(source))]), source.labels)
+    if accuracy < MIN_ACCURACY:
+        raise RuntimeError(f"the digit classifier reached {accuracy:.3f} of {MIN_ACCURACY} held-out accuracy")
+    return network
 
-    network = _load_or_train(cache_dir() / "extractors" / f"digits-v{VERSION}.pt")
+
+def _save(path: Path, network: DigitNet) -> None:
+    with atomic_write(path) as file:
+        torch.save(network.state_dict(), file)
+
+
+def build(metrics: MetricsConfig, dataset: DatasetOptions, device: torch.device) -> Extractor:
+    """The classifier for images of as many digits as this data set shows; always in float32.
+
+    Raises:
+        ConfigError: it shows none.
+    """
+    channels = DATASETS[dataset.name].facts.digits
+    if not channels:
+        known = ", ".join(name for name, entry in DATASETS.items() if entry.facts.digits)
+        raise ConfigError("metrics.extractor", f"digits judges only {known}, not {dataset.name}")
+    path = cache_dir() / "extractors" / f"digits-v{VERSION}.pt"
+    network = load_or_compute(path, _load, _make, _save)
     fingerprint = hash_state(network)
     fuse_batchnorm(network)
     return Extractor(
-        name="digits",
-        channels=channels,
+        network=_Stacked(network),
+        device=device,
         num_features=channels * WIDTH,
         num_classes=10**channels,
+        channels=channels,
         fingerprint=fingerprint,
         input_size=SIZE,
         resize="bilinear, antialiased",
-        weights_known=True,
-        precision=precision,
-        device=device,
-        network=freeze(_Stacked(network), device),
     )

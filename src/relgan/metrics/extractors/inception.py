@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
-from relgan.config import ConfigError
-from relgan.metrics.extractors.base import Extractor, freeze, fuse_batchnorm, hash_file
+from relgan.config import MetricsConfig
+from relgan.metrics.extractors import Extractor, arithmetic, fuse_batchnorm, hash_file
 from relgan.metrics.weights import WeightFile, load_state
+from relgan.options import ConfigError
+from relgan.registry import DatasetOptions
 
 WEIGHTS = WeightFile(
     option="metrics.weights",
     url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     sha256="6726825d",
 )
+
+log = logging.getLogger("relgan")
 
 
 class _Features(nn.Module):
@@ -28,15 +34,15 @@ class _Features(nn.Module):
         return features, logits
 
 
-def build(weights: str | None, precision: str, device: torch.device) -> Extractor:
-    """The network with weights from ``weights``, the torch hub cache, or a download.
+def build(metrics: MetricsConfig, dataset: DatasetOptions, device: torch.device) -> Extractor:
+    """The network with weights from metrics.weights, the torch hub cache, or a download.
 
     Raises:
         ConfigError: no usable weights.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    path = WEIGHTS.find(weights)
+    path = WEIGHTS.find(metrics.weights)
     load_state(path, WEIGHTS.option)  # the constructor below would execute whatever a pickle says
     try:
         network = FeatureExtractorInceptionV3(
@@ -45,17 +51,18 @@ def build(weights: str | None, precision: str, device: torch.device) -> Extracto
     except RuntimeError as error:
         raise ConfigError(WEIGHTS.option, f"{path} does not hold the Inception network of torch-fidelity") from error
     fingerprint = hash_file(path)
+    known = fingerprint.startswith(WEIGHTS.sha256)
+    if not known:
+        log.warning("metrics.weights: these are not the published Inception weights; the scores are not comparable")
     fuse_batchnorm(network)
     return Extractor(
-        name="inception",
-        channels=3,
+        network=_Features(network),
+        device=device,
         num_features=2048,
         num_classes=1008,
         fingerprint=fingerprint,
+        weights_known=known,
         input_size=299,
         resize="bilinear as in TensorFlow 1, no antialiasing",
-        weights_known=fingerprint.startswith(WEIGHTS.sha256),
-        precision=precision,
-        device=device,
-        network=freeze(_Features(network), device),
+        precision=arithmetic(metrics),
     )

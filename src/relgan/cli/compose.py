@@ -1,0 +1,151 @@
+"""The configuration out of conf/, the registered parts and the command line, by Hydra."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from relgan.cli.command import Line, is_rank
+from relgan.cli.sweep import job_name, search_direction
+from relgan.config import Config, every_option, metrics_class, resolve, run_name
+from relgan.options import HELP_WIDTH, ConfigError, RelganError, explain
+from relgan.registry import GROUPS, load_plugins
+
+STARTED = "RELGAN_STARTED"
+
+
+def conf_dir() -> Path:
+    """conf/ inside the installed package, else beside src/ in a checkout."""
+    here = Path(__file__).resolve()
+    candidates = (here.parents[1] / "conf", here.parents[3] / "conf")
+    for candidate in candidates:
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise RelganError(f"the configuration directory is missing; looked in {candidates[0]} and {candidates[1]}")
+
+
+def open_line(line: Line) -> None:
+    """Load the plugins that a command line names, and make every part known to Hydra; safe to call twice."""
+    load_plugins(_plugins(line.words), line.places)
+    folders = [conf_dir(), *([line.config_dir] if line.config_dir is not None else [])]
+    store = ConfigStore.instance()
+    bases: dict[str, Any] = {group: registry.base() for group, registry in GROUPS.items()}
+    store.store(name="relgan_schema", node=Config(**bases, metrics=metrics_class()()))
+    for group, registry in GROUPS.items():
+        for name, entry in registry.items():
+            # config.yaml puts this below what the choice of the same name says (options/loss@loss: ${loss}).
+            store.store(group=f"options/{group}", name=name, package=group, node=entry.options)
+            if not any((folder / group / f"{name}.yaml").is_file() for folder in folders):
+                store.store(group=group, name=name, node=replace(entry.options))
+    OmegaConf.register_new_resolver("relgan_sweep", lambda time, *, _root_: _root_.name or time, replace=True)
+    OmegaConf.register_new_resolver("relgan_job", lambda overrides: job_name(overrides), replace=True)
+    OmegaConf.register_new_resolver("relgan_direction", _direction, replace=True)
+    OmegaConf.register_new_resolver("relgan_run_dir", lambda time, *, _root_: _run_dir(time, _root_), replace=True)
+    OmegaConf.register_new_resolver("relgan_log", lambda what: _logging()[what], replace=True)
+
+
+def compose(line: Line) -> Config:
+    """The configuration that relgan-train would use with these words, for commands that do not train."""
+    open_line(line)
+    words = list(line.words)
+    if line.config_dir is not None:
+        words.append(f"hydra.searchpath=[file://{line.config_dir.resolve()}]")
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return resolve(hydra.compose("config", words))
+
+
+def _plugins(words: Iterable[str]) -> list[str]:
+    """What ``plugins=[…]`` among the words says."""
+    named: list[str] = []
+    for word in words:
+        if word.partition("=")[0].lstrip("+") != "plugins":
+            continue
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            raise ConfigError("plugins", f"{word} cannot be read; give plugins=[MODULE,'FILE.py']") from error
+        value = override.value()
+        if override.is_sweep_override() or not isinstance(value, list):
+            raise ConfigError("plugins", f"give a list, plugins=[{word.partition('=')[2]}]")
+        named += map(str, value)
+    return named
+
+
+def _run_dir(time: str, root: DictConfig) -> str:
+    try:
+        return str(run_directory(to_config(root), time))
+    except RelganError:
+        return str(Path("outputs") / run_name(root) / time)  # the task refuses it
+
+
+def run_directory(config: Config, time: str) -> Path:
+    """outputs/NAME/TIME; with resume=auto the directory of the run that goes on, if there is one."""
+    base = Path("outputs") / run_name(config)
+    if config.resume == "auto":
+        from relgan.resume import newest
+
+        found = newest(base, config)
+        if found is not None:
+            return found
+    # The ranks of one job agree on it.
+    return base / os.environ.get(STARTED, time)
+
+
+def to_config(node: DictConfig) -> Config:
+    """Check a composed configuration; Hydra's own part of it is left out."""
+    options: list[Any] = [key for key in node if key != "hydra"]
+    return resolve(OmegaConf.masked_copy(node, options))
+
+
+def _direction(*, _root_: DictConfig) -> str:
+    try:
+        return search_direction(_root_.metrics.objective, _root_.metrics.scores)
+    except ConfigError:
+        return "minimize"  # the sweep's callback refuses it before anything starts
+
+
+def _logging() -> dict[str, Any]:
+    """How this process logs: of torchrun's ranks, all but the first show only what went wrong."""
+    if is_rank() and os.environ["RANK"] != "0":
+        return {"format": f"rank {os.environ['RANK']}: %(message)s", "level": "WARNING", "handlers": ["console"]}
+    return {"format": "%(message)s", "level": "INFO", "handlers": ["console", "file"]}
+
+
+def choices(config_dir: Path | None) -> dict[str, list[str]]:
+    """The groups of the configuration and what each accepts."""
+    folders = [conf_dir(), *([config_dir] if config_dir is not None else [])]
+    found = {group: list(registry) for group, registry in GROUPS.items()}
+    for folder in folders:
+        for path in sorted(folder.glob("*/*.yaml")) + sorted(folder.glob("hydra/[ls]*er/*.yaml")):
+            names = found.setdefault(path.parent.relative_to(folder).as_posix(), [])
+            if path.stem not in names:
+                names.append(path.stem)
+    return found
+
+
+def explain_config(config_dir: Path | None) -> str:
+    """Every group and every option, those of any choice too, for ``--help``."""
+    groups = [
+        textwrap.fill(" ".join(names), HELP_WIDTH, initial_indent=f"  {group:<16}", subsequent_indent=" " * 18)
+        for group, names in sorted(choices(config_dir).items())
+    ]
+    known = every_option()
+    shown = [each for name, (each, _) in known.items() if name not in {f"{group}.name" for group in GROUPS}]
+    notes = {
+        name: f"of {', '.join(having)}"
+        for name, (_, having) in known.items()
+        if having and len(having) < len(GROUPS[name.partition(".")[0]])
+    }
+    return "\n\n".join(
+        ["Groups, GROUP=CHOICE:", "\n".join(groups), "Options, KEY=VALUE (null: not set):", explain(shown, notes)]
+    )

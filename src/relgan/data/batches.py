@@ -1,0 +1,148 @@
+"""Which images come next, and how they become a batch on the training device."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relgan.data.store import PackedStore
+from relgan.images import to_float
+from relgan.options import ConfigError
+
+log = logging.getLogger("relgan")
+
+_COPY_ROWS = 4096
+_FLIP_STREAM = 1
+
+
+class Sampler:
+    """An endless, reproducible order of image indices.
+
+    The order is a function of the seed and of how many images were drawn before, so that number is the whole
+    state. All ranks follow one global order, of which each takes its own part of every batch.
+
+    Args:
+        num_images: size of the data set.
+        batch_size: indices per call, on this rank.
+        sampling: "epoch": a permutation at a time, a batch may straddle two, so no image is ever dropped;
+            "independent": each global batch drawn anew, without repeats inside it.
+        seed: of the order.
+        rank, world_size: which part of the global batch (batch_size × world_size) is this process's.
+
+    Raises:
+        ConfigError: the global batch is larger than the data set.
+    """
+
+    def __init__(
+        self, num_images: int, batch_size: int, sampling: str, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.num_images, self.batch_size, self.sampling, self.seed = num_images, batch_size, sampling, seed
+        self.global_batch = batch_size * world_size
+        self.part = slice(rank * batch_size, (rank + 1) * batch_size)
+        self.drawn = 0
+        self._permutation: tuple[int, np.ndarray[Any, Any]] | None = None
+        if self.global_batch > num_images:
+            raise ConfigError(
+                "train.batch_size",
+                f"{self.global_batch} is more than the {num_images} images of the data set",
+            )
+
+    def next(self) -> Tensor:
+        """The next indices: int64 (batch_size,)."""
+        draw = self._independent if self.sampling == "independent" else self._from_epochs
+        indices = draw()[self.part]
+        self.drawn += self.global_batch
+        return torch.from_numpy(indices)
+
+    def _independent(self) -> np.ndarray[Any, Any]:
+        rng = np.random.default_rng([self.seed, self.drawn])
+        return rng.choice(self.num_images, self.global_batch, replace=False)
+
+    def _from_epochs(self) -> np.ndarray[Any, Any]:
+        epoch, start = divmod(self.drawn, self.num_images)
+        indices = self._epoch(epoch)[start : start + self.global_batch]
+        missing = self.global_batch - len(indices)
+        return np.concatenate([indices, self._epoch(epoch + 1)[:missing]]) if missing else indices.copy()
+
+    def _epoch(self, epoch: int) -> np.ndarray[Any, Any]:
+        if self._permutation is None or self._permutation[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+            self._permutation = (epoch, order)
+        return self._permutation[1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.drawn = int(state["drawn"])
+
+
+class Batches:
+    """Real images as the networks see them.
+
+    Args:
+        store: the data set.
+        sampler: gives the indices.
+        device: where batches are needed.
+        hflip: mirror each image with probability one half.
+        residence: "device" keeps the whole uint8 data set on ``device``; "host" leaves it in the memory map;
+            "auto" takes the device when it is a GPU and at most half of its free memory is needed.
+    """
+
+    def __init__(
+        self, store: PackedStore, sampler: Sampler, device: torch.device, hflip: bool, residence: str = "auto"
+    ) -> None:
+        self.sampler, self.device, self.hflip = sampler, device, hflip
+        if residence == "auto":
+            residence = "device" if _fits(store, device) else "host"
+        self._host = store.images
+        self._resident = _to_device(store, device) if residence == "device" else None
+
+    def next(self) -> Tensor:
+        """float32 (N, C, H, W) in [−1, 1], channels_last, on the device."""
+        position = self.sampler.drawn
+        indices = self.sampler.next()
+        if self._resident is not None:
+            images = self._resident.index_select(0, self._sent(indices))
+        else:
+            images = torch.from_numpy(self._host[indices.numpy()])
+            images = self._sent(images)
+        if self.hflip:
+            images = self._mirror_some(images, position)
+        return to_float(images.permute(0, 3, 1, 2))
+
+    def _mirror_some(self, images: Tensor, position: int) -> Tensor:
+        # Seeded by the position: reproducible after a resume, and the same however many ranks share the batch.
+        rng = np.random.default_rng([self.sampler.seed, position, _FLIP_STREAM])
+        coins = rng.random(self.sampler.global_batch)[self.sampler.part]
+        chosen = self._sent(torch.from_numpy(np.flatnonzero(coins < 0.5)))
+        return images.index_copy_(0, chosen, images.index_select(0, chosen).flip(2))
+
+    def _sent(self, values: Tensor) -> Tensor:
+        """On the device; from pinned memory, because a copy from pageable memory waits for the GPU."""
+        if self.device.type == "cuda":
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
+
+    def state_dict(self) -> dict[str, int]:
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.load_state_dict(state)
+
+
+def _fits(store: PackedStore, device: torch.device) -> bool:
+    return device.type == "cuda" and store.images.nbytes <= torch.cuda.mem_get_info(device)[0] // 2
+
+
+def _to_device(store: PackedStore, device: torch.device) -> Tensor:
+    """The data set as uint8 (N, H, W, C) on ``device``, copied in pieces so that host memory stays small."""
+    resident = torch.empty(store.images.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(store), _COPY_ROWS):
+        rows = torch.from_numpy(np.array(store.images[start : start + _COPY_ROWS]))
+        resident[start : start + len(rows)] = rows.to(device)
+    return resident

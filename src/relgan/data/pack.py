@@ -1,0 +1,189 @@
+"""A source read into a packed store, with all cores and bounded memory."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relgan.cache import progress_bar
+from relgan.data.decode import Unusable
+from relgan.data.sources import Source
+from relgan.data.store import PackedStore, StoreWriter
+from relgan.options import ConfigError, RelganError
+from relgan.registry import load_plugins
+
+log = logging.getLogger("relgan")
+
+_CHUNK_BYTES = 1 << 20
+_MIN_IMAGES_PER_WORKER = 1000
+_MAX_NAMED = 100
+
+
+@dataclass
+class _Chunk:
+    """Some images of a source: those that could be used, and (index, reason, detail) of the others."""
+
+    size: int
+    images: NDArray[np.uint8]
+    indices: list[int]
+    skipped: list[tuple[int, str, str]]
+
+
+def pack(
+    source: Source, path: Path, size: int, indices: NDArray[np.int64], meta: dict[str, Any], progress: bool
+) -> PackedStore:
+    """Read the images ``indices`` of ``source`` into a new store at ``path``.
+
+    Raises:
+        ConfigError: no image could be used.
+        RelganError: the source gives something else than images, or a process that reads it ends early.
+    """
+    skipped: Counter[str] = Counter(source.dropped)
+    named: list[str] = []
+    with StoreWriter(path, size, size, source.channels) as writer:
+        with progress_bar(len(indices), f"preparing {meta['name']}", show=progress) as advance:
+            for chunk in _chunks(source, size, indices):
+                labels = None if source.labels is None else source.labels[chunk.indices]
+                writer.append(chunk.images, labels)
+                skipped.update(reason for _, reason, _ in chunk.skipped)
+                named += [f"{source.name(index)}: {detail}" for index, _, detail in chunk.skipped if detail]
+                advance(chunk.size)
+        _tell(named)
+        if writer.count == 0:
+            reason = f": {_counts(skipped)}" if skipped else ""
+            raise ConfigError("dataset.path", f"dataset={meta['name']} has no usable images{reason}")
+        store = writer.finish(preprocessing=source.preprocessing, skipped=dict(skipped), **source.facts, **meta)
+    log.info(
+        "%s: %d images kept, %s; %.1f s, %.1f MB in %s",
+        meta["name"],
+        len(store),
+        _counts(skipped),
+        store.meta["seconds"],
+        store.size_on_disk / 1e6,
+        store.path,
+    )
+    return store
+
+
+def _counts(skipped: Counter[str]) -> str:
+    if not skipped:
+        return "none skipped"
+    listed = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+    return f"{skipped.total()} skipped ({listed})"
+
+
+def _tell(named: list[str]) -> None:
+    for line in named[:_MAX_NAMED]:
+        log.warning("skipped %s", line)
+    if len(named) > _MAX_NAMED:
+        log.warning("skipped %d more", len(named) - _MAX_NAMED)
+
+
+def _chunks(source: Source, size: int, indices: NDArray[np.int64]) -> Iterator[_Chunk]:
+    """The chunks in order, read here or by several processes, a few ahead of the reader."""
+    step = max(1, _CHUNK_BYTES // (size * size * source.channels))
+    pieces = [indices[start : start + step] for start in range(0, len(indices), step)]
+    workers = min(_cores(), len(indices) // _MIN_IMAGES_PER_WORKER) if source.parallel else 1
+    sent = _pickled(source) if workers > 1 else None
+    if sent is None:
+        yield from (_read(source, size, piece) for piece in pieces)
+        return
+    # Processes, because half of the time per small JPEG is spent in Python; spawned, because a fork after
+    # threads were started (torch, logging, progress bars) can deadlock.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(*sent, size))
+    try:
+        yield from _ordered(pool, pieces, ahead=2 * workers)
+    except BrokenProcessPool as error:
+        raise RelganError("a process that was reading images ended early (out of memory?); run it again") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pickled(source: Source) -> tuple[bytes, str] | None:
+    """The source and the file of its class for another process; None where that process could not load it."""
+    # Spawned processes know __main__ only where it is a file that guards what it runs.
+    if type(source).__module__ == "__main__":
+        return None
+    try:
+        return pickle.dumps(source), inspect.getfile(type(source))
+    except Exception as error:  # what its parts raise: nearly anything
+        log.info("reading with one process, because the data set cannot be sent to others: %s", error)
+        return None
+
+
+def _ordered(pool: ProcessPoolExecutor, pieces: Iterable[NDArray[np.int64]], ahead: int) -> Iterator[_Chunk]:
+    waiting: deque[Future[_Chunk]] = deque()
+    for piece in pieces:
+        waiting.append(pool.submit(_read_in_worker, piece))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _read(source: Source, size: int, indices: NDArray[np.int64]) -> _Chunk:
+    images = np.empty((len(indices), size, size, source.channels), dtype=np.uint8)
+    chunk = _Chunk(len(indices), images, [], [])
+    for index in indices.tolist():
+        try:
+            image = source.read(index)
+        except Unusable as unusable:
+            chunk.skipped.append((index, unusable.reason, unusable.detail))
+            continue
+        # NumPy would stretch or round what it can.
+        if image.dtype != np.uint8 or image.shape != images.shape[1:]:
+            expected = f"uint8 {images.shape[1:]}"
+            raise RelganError(f"{type(source).__name__}.read gave {image.dtype} {image.shape}, not {expected}")
+        images[len(chunk.indices)] = image
+        chunk.indices.append(index)
+    chunk.images = images[: len(chunk.indices)]
+    return chunk
+
+
+_worker: tuple[Source, int]
+
+
+def _start_worker(pickled: bytes, file: str, size: int) -> None:
+    global _worker
+    # Ctrl-C reaches every process of the terminal; the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        source = pickle.loads(pickled)
+    except ImportError:  # its class is in a plugin that was given as a file
+        load_plugins([file], [Path(file).parent])
+        source = pickle.loads(pickled)
+    _worker = (source, size)
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its workers to stop, and they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _read_in_worker(indices: NDArray[np.int64]) -> _Chunk:
+    return _read(*_worker, indices)
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

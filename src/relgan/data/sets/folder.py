@@ -1,0 +1,16 @@
+"""Any directory or zip archive of images."""
+
+from __future__ import annotations
+
+from relgan.data.archives import image_files
+from relgan.data.sources import FolderSource
+from relgan.options import ConfigError
+from relgan.registry import DatasetCard, DatasetOptions, register_dataset
+
+
+@register_dataset("folder", DatasetOptions, about="any images", facts=DatasetCard(get="dataset.path=DIRECTORY or zip"))
+def folder(options: DatasetOptions) -> FolderSource:
+    """Every image file below dataset.path."""
+    if options.path is None:
+        raise ConfigError("dataset.path", "name a directory or zip archive of images: dataset.path=PATH")
+    return FolderSource(*image_files(options.path), options.image_size, options.crop)

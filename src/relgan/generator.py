@@ -1,0 +1,199 @@
+"""A trained generator, out of a run directory, a checkpoint or an exported file: for pictures, scores and export."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from relgan.config import Config, as_values, foreign_origins, resolve
+from relgan.images import grid
+from relgan.networks import build_networks
+from relgan.networks.sampling import sample_images
+from relgan.options import ConfigError, RelganError
+from relgan.registry import DATASETS
+from relgan.resume import refuse_foreign
+from relgan.rundir import RunDir
+from relgan.training import checkpoint
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SHOWN = 36
+WEIGHTS = ("ema", "raw")
+EXPORTED = ".safetensors"
+# The one entry of such a file's metadata, and the version of what it holds.
+ENTRY, FORMAT = "relgan", 1
+
+
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """A generator with what is needed to use it.
+
+    Attributes:
+        module: (N, latent_dim) to images (N, C, S, S) in [−1, 1], in evaluation mode.
+        config: of the run that trained it.
+        channels: of an image.
+        step: generator updates it had.
+        weights: "ema", a moving average, or "raw".
+    """
+
+    module: nn.Module
+    config: Config
+    channels: int
+    step: int
+    weights: str
+
+    @property
+    def latent_dim(self) -> int:
+        return self.config.model.latent_dim
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the channels are pictures of their own."""
+        return bool(DATASETS[self.config.dataset.name].facts.stacked)
+
+    def sample(self, n: int, seed: int = 0, labels: Sequence[int] | None = None, *, truncation: float = 1.0) -> Tensor:
+        """Generated images, uint8 (n, C, H, W), on the CPU.
+
+        Args:
+            seed: the same seed, the same images.
+            labels: classes of a conditional generator; None.
+            truncation: factor of the latents; below 1 images are safer and more alike.
+
+        Raises:
+            ValueError: the generator returned values that are not finite, or far outside [−1, 1].
+        """
+        if labels is not None:
+            raise ConfigError("labels", "this generator was trained without labels")
+        batches = sample_images(self.module, n, latent_dim=self.latent_dim, seed=seed, truncation=truncation)
+        return torch.cat([batch.cpu() for batch in batches])
+
+    def images(self, n: int = SHOWN, seed: int = 0, labels: Sequence[int] | None = None, **options: Any) -> Image:
+        """The same as one picture, which a notebook shows; arguments as in :meth:`sample`."""
+        from PIL import Image
+
+        picture = grid(self.sample(n, seed, labels, **options), separate_channels=self.stacked)
+        return Image.fromarray(picture.numpy())
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.images().save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def read_checkpoint(run: str | Path, which: str = "last") -> dict[str, Any]:
+    """A checkpoint of a run directory by its name (best, last, step_00000500 …), or the file ``run`` itself.
+
+    Raises:
+        RelganError: it is missing or damaged, or needs a part that nobody has registered.
+    """
+    path = Path(run).expanduser()
+    folder = RunDir(path).checkpoints
+    names = ("best", "last", *sorted(file.stem for file in folder.glob("*_*.pt")))
+    if which not in names:
+        raise ConfigError("checkpoint", f"{which!r} is not one of {', '.join(names)}")
+    path = folder / f"{which}.pt" if path.is_dir() else path
+    saved = checkpoint.load(path)
+    refuse_foreign(saved["config"], saved["foreign"], path)
+    return saved
+
+
+def from_checkpoint(
+    saved: Mapping[str, Any], *, weights: str = "ema", device: torch.device | str = "cpu"
+) -> TrainedGenerator:
+    """The generator of a checkpoint on ``device``.
+
+    Args:
+        weights: "ema" (the weights themselves where there is no moving average) or "raw".
+    """
+    if weights not in WEIGHTS:
+        raise ConfigError("weights", f"{weights!r} is not one of {', '.join(WEIGHTS)}")
+    config = resolve(saved["config"])
+    averaged = weights == "ema" and config.train.ema_decay > 0
+    state = saved["ema"]["module"] if averaged else saved["generator"]
+    module = _rebuilt(config, saved["channels"], state, device)
+    return TrainedGenerator(module, config, saved["channels"], saved["step"], "ema" if averaged else "raw")
+
+
+def _rebuilt(config: Config, channels: int, state: Mapping[str, Tensor], device: torch.device | str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        generator, _ = build_networks(config.model, config.dataset.image_size, channels)
+    try:
+        generator.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RelganError(f"model={config.model.name}: the weights are of another network ({reason})") from error
+    # The memory format decides which convolution runs, and so the last bits of a score.
+    return generator.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+
+
+def to_safetensors(trained: TrainedGenerator) -> bytes:
+    """Its weights, and in the metadata what :func:`from_safetensors` needs to build the network again."""
+    about = {
+        "format": FORMAT,
+        "config": as_values(trained.config),
+        "foreign": foreign_origins(trained.config),
+        "channels": trained.channels,
+        "step": trained.step,
+        "weights": trained.weights,
+    }
+    # Neither shared memory nor channels_last can be written.
+    state = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in trained.module.state_dict().items()
+    }
+    return safetensors.torch.save(state, {ENTRY: json.dumps(about)})
+
+
+def from_safetensors(path: Path, *, device: torch.device | str = "cpu") -> TrainedGenerator:
+    """The generator that :func:`to_safetensors` wrote, on ``device``; nothing in the file runs code.
+
+    Raises:
+        RelganError: it is missing, damaged or another file, or needs a part that nobody has registered.
+    """
+    if not path.is_file():
+        raise RelganError(f"{path}: no such file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[ENTRY])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about["format"] != FORMAT:
+            raise RelganError(f"{path}: written by another relgan (format {about['format']}; this one reads {FORMAT})")
+        refuse_foreign(about["config"], about["foreign"], path)
+        config, channels = resolve(about["config"]), int(about["channels"])
+        step, weights = int(about["step"]), str(about["weights"])
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RelganError(f"{path}: damaged, or not a generator that relgan-export wrote") from error
+    return TrainedGenerator(_rebuilt(config, channels, state, device), config, channels, step, weights)
+
+
+def load(path: str | Path, *, checkpoint: str = "last", weights: str = "ema", device: str = "cpu") -> TrainedGenerator:
+    """The generator of a run directory, a checkpoint or a .safetensors file of relgan-export.
+
+    Args:
+        checkpoint: of a run directory: last, best, or the name of another in checkpoints/.
+        weights: "ema", the moving average, or "raw"; an exported file holds one of them.
+        device: where it goes: "cpu", "cuda" or "auto".
+
+    Raises:
+        RelganError: there is no such checkpoint or file, or it needs a part that nobody has registered.
+    """
+    from relgan.training.engine import prepare_device
+
+    place = prepare_device(device)
+    path = Path(path).expanduser()
+    if path.suffix != EXPORTED:
+        return from_checkpoint(read_checkpoint(path, checkpoint), weights=weights, device=place)
+    trained = from_safetensors(path, device=place)
+    if weights == "raw" != trained.weights:
+        raise ConfigError("weights", f"{path} holds the moving average only")
+    return trained

@@ -1,0 +1,124 @@
+"""LPIPS diversity: how different two generated images look on average; 0 for a generator of one picture."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from relgan.config import MetricsConfig
+from relgan.images import to_float
+from relgan.metrics.extractors import Extractors, hash_file
+from relgan.metrics.scores import Batch, Score
+from relgan.metrics.statistics import Estimate
+from relgan.metrics.weights import WeightFile, load_state
+from relgan.options import ConfigError
+
+WEIGHTS = WeightFile(
+    option="metrics.lpips_weights",
+    url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    sha256="7be5be79",
+)
+# lpips spreads AlexNet's feature layers over slices, which keep the layers' numbers.
+_SLICES = {"0": "slice1", "3": "slice2", "6": "slice3", "8": "slice4", "10": "slice5"}
+
+log = logging.getLogger("relgan")
+
+
+def _build_network(state: dict[str, Tensor]) -> torch.nn.Module:
+    """LPIPS 0.1 with the package's own heads on an AlexNet given as torchvision's state dict."""
+    import lpips
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torchvision")  # the package still says pretrained=
+        network: torch.nn.Module = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    renamed = {
+        f"{_SLICES[layer]}.{layer}.{kind}": state[f"features.{layer}.{kind}"]
+        for layer in _SLICES
+        for kind in ("weight", "bias")
+    }
+    network.net.load_state_dict(renamed)  # type: ignore[union-attr]
+    return network.eval().requires_grad_(False)
+
+
+class RunningMean(Metric):
+    """Mean of independent values with its standard error."""
+
+    full_state_update = False
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "squares"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        """Add values (N,)."""
+        values = values.to(self.total.device).to(torch.float64)  # one after the other: Apple's GPUs have no float64
+        self.total += values.sum()
+        self.squares += values.square().sum()
+        self.count += len(values)
+
+    def compute(self) -> Estimate:
+        """Mean and standard error; the error of a single value is 0.
+
+        Raises:
+            ValueError: there is no value.
+        """
+        n = int(self.count)
+        if n == 0:
+            raise ValueError("needs at least two images")
+        mean = self.total / n
+        variance = (self.squares / n - mean.square()).clamp(min=0) * n / max(1, n - 1)
+        return Estimate(float(mean), float((variance / n).sqrt()))
+
+
+class Diversity(Score):
+    """Mean LPIPS between images 2i and 2i + 1 of a stream: independent pairs of a generator's samples.
+
+    Raises:
+        ConfigError: the AlexNet weights cannot be had, or pairs would not fit into batches.
+    """
+
+    def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
+        super().__init__(options, metrics, extractors)
+        if metrics.batch_size % 2:
+            raise ConfigError("metrics.batch_size", f"lpips_diversity needs an even number, got {metrics.batch_size}")
+        path = WEIGHTS.find(metrics.lpips_weights)
+        try:
+            self.network = _build_network(load_state(path, WEIGHTS.option)).to(extractors.device)
+        except (KeyError, RuntimeError) as error:
+            raise ConfigError(WEIGHTS.option, f"{path} does not hold torchvision's AlexNet") from error
+        self.images = 2 * metrics.lpips_pairs
+        self.fingerprint = hash_file(path)
+        self.weights_known = self.fingerprint.startswith(WEIGHTS.sha256)
+        if not self.weights_known:
+            log.warning("metrics.lpips_weights: these are not the published AlexNet weights; not comparable")
+
+    def accumulator(self) -> RunningMean:
+        return RunningMean()
+
+    def update(self, accumulator: RunningMean, batch: Batch) -> None:
+        images = batch.images[batch.start % 2 :]
+        pairs = len(images) // 2
+        if pairs:
+            rgb = to_float(images[: 2 * pairs]).expand(-1, 3, -1, -1)
+            accumulator.update(self.network(rgb[0::2], rgb[1::2]).flatten())
+
+    def compute(self, accumulated: Estimate) -> dict[str, float]:
+        return {"lpips_diversity": accumulated.mean, "lpips_diversity_se": accumulated.std}
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {
+            "lpips_pairs": self.images // 2,
+            "lpips_weights": self.fingerprint,
+            "lpips_weights_known": self.weights_known,
+        }

@@ -1,0 +1,244 @@
+"""How options are declared, checked, read from a command line and explained. No torch, no Hydra.
+
+An option is a field of a dataclass, made by :func:`option`: its type, default, range, accepted values and meaning
+stand in one place. The run's configuration, each command and each registered part declare theirs this way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import operator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+HELP_WIDTH = 118
+_HELP_INDENT = 34
+
+Choices = Sequence[Any] | Callable[[], Sequence[Any]]
+T = TypeVar("T")
+
+
+class RelganError(Exception):
+    """Something the user can mend: shown as one line, exit status 2, never with a stack trace."""
+
+
+class ConfigError(RelganError):
+    """An option has a value it does not accept."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(f"{option}: {message}")
+        self.option, self._message = option, message
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, str]]:
+        # Worker processes send it back pickled.
+        return ConfigError, (self.option, self._message)
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    choices: Choices | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
+    """Declare one option as a dataclass field.
+
+    Args:
+        default: a plain value; None where the option may be left out; a list for an option of several values.
+        doc: its meaning, with the unit.
+        choices: the accepted values, or a function that lists them when they are asked for.
+        ge, gt, le, lt: bounds of a number.
+    """
+    metadata = {"doc": doc, "choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Options:
+    """Options of one registered part (a loss, a network pair, a data set …); subclasses add their own.
+
+    Attributes:
+        name: the part's, set when it is registered.
+    """
+
+    name: str = ""
+
+    def check(self, config: Any) -> None:
+        """Raise :class:`ConfigError` if these options do not go with the rest of the run's configuration."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a dataclass instance, by its dotted name."""
+
+    name: str
+    value: Any
+    meta: Mapping[str, Any]
+
+    @property
+    def choices(self) -> tuple[Any, ...] | None:
+        choices = self.meta.get("choices")
+        return None if choices is None else tuple(choices() if callable(choices) else choices)
+
+    @property
+    def range(self) -> str:
+        """≥ 0 and < 1, for example; empty without bounds."""
+        signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+        return " and ".join(
+            f"{sign} {self.meta[key]:g}" for key, sign in signs.items() if self.meta.get(key) is not None
+        )
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` if the value is outside its choices or range."""
+        for value in self.value if isinstance(self.value, list) else [self.value]:
+            self._check_one(value)
+
+    def _check_one(self, value: Any) -> None:
+        if value is None:
+            return
+        if (choices := self.choices) is not None and value not in choices:
+            raise ConfigError(
+                self.name, f"{value!r} is not one of {', '.join(map(str, choices))}{suggest(value, choices)}"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return
+        inside = all(holds(value, self.meta[key]) for key, holds in _BOUNDS.items() if self.meta.get(key) is not None)
+        if not (inside and math.isfinite(value)):
+            raise ConfigError(self.name, f"must be {self.range or 'finite'}, got {value:g}")
+
+
+_BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
+    "ge": operator.ge,
+    "gt": operator.gt,
+    "le": operator.le,
+    "lt": operator.lt,
+}
+
+
+def walk(options: Any, prefix: str = "") -> Iterator[Option]:
+    """Every option of a dataclass instance, those of nested dataclasses too."""
+    for f in dataclasses.fields(options):
+        value = getattr(options, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from walk(value, f"{prefix}{f.name}.")
+        else:
+            yield Option(f"{prefix}{f.name}", value, f.metadata)
+
+
+def check(options: Any, prefix: str = "") -> None:
+    """Raise :class:`ConfigError` for the first option outside its choices or range."""
+    for each in walk(options, prefix):
+        each.check()
+
+
+def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def suggest(given: object, known: Iterable[object]) -> str:
+    """``; did you mean X?``, or nothing where no known name is close."""
+    close = difflib.get_close_matches(str(given), [str(name) for name in known], n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def read(kind: type[T], words: Iterable[str], *, positional: str = "") -> T:
+    """The options of a command from its words ``KEY=VALUE``, typed and checked.
+
+    Args:
+        kind: the dataclass of the command's options.
+        words: of the command line.
+        positional: the option that a word without ``KEY=`` gives; a list takes several such words.
+
+    Raises:
+        ConfigError: an unknown option, or a value of the wrong type or outside its range.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    types = get_type_hints(kind)
+    node = OmegaConf.structured(kind)
+    loose: list[str] = []
+    given: set[str] = set()
+    for word in words:
+        key, sign, text = word.partition("=")
+        if not (sign and key in types):
+            if not positional or not is_loose(word):
+                raise ConfigError(key, f"no such option{suggest(key, types) or '; there are ' + ', '.join(types)}")
+            loose.append(word)
+            continue
+        given.add(key)
+        try:
+            node[key] = text if types[key] in (str, str | None) else OmegaConf.create(f"value: {text}").value
+        except (OmegaConfBaseException, ValueError) as error:
+            raise ConfigError(key, f"{text!r} is not {_kind_of(types[key])}") from error
+        except Exception as error:  # what yaml makes of an odd value
+            raise ConfigError(key, f"{text!r} cannot be read: {str(error).splitlines()[0]}") from error
+    if loose and types[positional] in (str, str | None):
+        if len(loose) > 1 or positional in given:
+            raise ConfigError(positional, f"give one; {loose[-1]} is one more")
+        node[positional] = loose[0]
+    elif loose:
+        node[positional] = [*node[positional], *loose]
+    options = OmegaConf.to_object(node)
+    assert isinstance(options, kind)
+    check(options)
+    return options
+
+
+def is_loose(word: str) -> bool:
+    """Whether a word of a command line is a value without its option's name: a path, which may hold = as well."""
+    key, sign, _ = word.partition("=")
+    return not sign or "/" in key.removeprefix("hydra/") or Path(word).expanduser().exists()
+
+
+def _kind_of(declared: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", list[str]: "a list such as [a,b]"}
+    return next((name for kind, name in names.items() if declared in (kind, kind | None)), f"a {declared}")
+
+
+def explain(options: Iterable[Option], notes: Mapping[str, str] | None = None) -> str:
+    """A paragraph for each option, ``key=default`` and what it means, for ``--help``.
+
+    Args:
+        notes: more to say of some, by name.
+    """
+    indent = " " * _HELP_INDENT
+    lines = []
+    for each in options:
+        left = f"  {each.name}={text_of(each.value)}  "
+        accepted = "|".join(map(text_of, each.choices or ()))
+        parts = (each.meta.get("doc", ""), each.range, accepted, (notes or {}).get(each.name))
+        said = textwrap.fill(
+            "; ".join(filter(None, parts)), HELP_WIDTH, initial_indent=indent, subsequent_indent=indent
+        )
+        fits = len(left) <= _HELP_INDENT
+        lines.append(left + said[len(left) :] if fits else f"{left.rstrip()}\n{said}")
+    return "\n".join(lines)
+
+
+def text_of(value: Any) -> str:
+    """A value as it is typed on a command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(text_of, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,192 @@
+"""Going on with a run: which checkpoint, whether it may be, and what of the old records stays. No torch at import."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relgan.config import Config, as_values, foreign_parts, overlay, resolve
+from relgan.files import atomic_write
+from relgan.options import ConfigError, RelganError, flatten
+from relgan.rundir import RunDir
+
+if TYPE_CHECKING:
+    from relgan.data import PackedStore
+    from relgan.training.state import TrainState
+
+log = logging.getLogger("relgan")
+
+# A continued run may go on longer, report more or less often, elsewhere and on another device; the images are
+# compared by their fingerprint.
+MAY_DIFFER = (
+    *("name", "device", "resume", "plugins", "fail_fast", "dataset.path"),
+    *("train.iterations", "train.epochs", "train.log_every", "train.sample_every", "train.checkpoint_every"),
+    *("train.keep_checkpoints", "train.keep_best", "metrics.every", "tracker."),
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a run goes on from.
+
+    Attributes:
+        in_place: the run goes on in its own directory; otherwise a new run starts from another's checkpoint.
+        config: what it goes on with.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+    in_place: bool
+    config: Config
+
+    @property
+    def tracker_run_id(self) -> str | None:
+        """Of the tracker's run that goes on, too."""
+        return self.content["tracker_run_id"] if self.in_place else None
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (option, old, new) where two configurations differ in what a continued run must keep."""
+    before, after = flatten(old), flatten(new)
+    # Another choice before the options that come with it.
+    for option in sorted(before.keys() | after.keys(), key=lambda name: (not name.endswith(".name"), name)):
+        free = any(option == name or (name.endswith(".") and option.startswith(name)) for name in MAY_DIFFER)
+        if not free and before.get(option) != after.get(option):
+            yield option, before.get(option), after.get(option)
+
+
+def newest(base: Path, config: Config) -> Path | None:
+    """The newest run directory below ``base`` that ``resume=auto`` goes on with.
+
+    It is of the same configuration, holds a checkpoint, and is unfinished or finished with fewer iterations than
+    are now asked for.
+    """
+    wanted = as_values(config)
+    for path in sorted(base.glob("*/"), reverse=True):
+        run = RunDir(path)
+        saved = run.read_config()
+        if run.has_checkpoint() and saved and _goes_on(run, config) and not any(differences(saved, wanted)):
+            return path
+    return None
+
+
+def _goes_on(run: RunDir, config: Config) -> bool:
+    summary = run.read_summary()
+    if summary.get("status") == "finished":
+        return config.train.iterations is not None and summary.get("step", 0) < config.train.iterations
+    return summary.get("status") != "diverged"
+
+
+def find(config: Config, directory: RunDir, words: Iterable[str]) -> Origin | None:
+    """The checkpoint that ``config.resume`` means; None where a new run starts.
+
+    ``resume=PATH`` takes the saved configuration, with what ``words`` of the command line name on top.
+
+    Raises:
+        RelganError: there is no such checkpoint, the directory holds another run, or an option differs that a
+            continued run must keep.
+    """
+    from relgan.training import checkpoint
+
+    path = None if config.resume is None else _checkpoint(config.resume, directory)
+    in_place = path is not None and path.parent.resolve() == directory.checkpoints.resolve()
+    if directory.metrics.exists() and config.resume != "auto" and not in_place:
+        raise ConfigError(
+            "hydra.run.dir", f"{directory.path} already holds a run; continue it with resume=auto or name another"
+        )
+    if path is None:
+        if config.resume is not None:
+            log.info("resume=auto: nothing to continue, starting anew")
+        return None
+    content = checkpoint.load_newest(path)
+    refuse_foreign(content["config"], content["foreign"], path)
+    if config.resume != "auto":
+        config = overlay(resolve(content["config"]), config, words)
+    for option, before, now in differences(content["config"], as_values(config)):
+        raise RelganError(f"resume: {option} was {before} in {path}, now {now}; only a new run may change it")
+    return Origin(path, content, in_place, config)
+
+
+def _checkpoint(resume: str, own: RunDir) -> Path | None:
+    if resume == "auto":
+        return own.last if own.has_checkpoint() else None
+    path = Path(resume).expanduser()
+    if path.is_dir():
+        if not RunDir(path).has_checkpoint():
+            raise RelganError(f"resume: {resume} holds no checkpoints/last.pt")
+        return RunDir(path).last
+    if not path.is_file():
+        raise RelganError(f"resume: {resume} is neither a run directory nor a checkpoint (or give null or auto)")
+    return path
+
+
+def refuse_foreign(config: Mapping[str, Any], foreign: Mapping[str, str], path: Path) -> None:
+    """Nothing that lies in a file runs code: what is not registered by now is refused by name.
+
+    Args:
+        config: the saved configuration.
+        foreign: the saved part -> module that registered it.
+    """
+    if missing := foreign_parts(config):
+        part = missing[0]
+        module = foreign.get(part, "a plugin")
+        given = ",".join(config.get("plugins") or [module])
+        raise ConfigError(
+            "plugins",
+            f"{path} needs {part} from {module}, which is not imported because a file says so; "
+            f"allow it with plugins=[{given}] or install the package that has it",
+        )
+
+
+def restore(origin: Origin, state: TrainState, store: PackedStore) -> None:
+    """Put the checkpoint's state into the new objects.
+
+    Raises:
+        RelganError: it was trained on other images, or the networks do not fit.
+    """
+    before, now = origin.content["data_fingerprint"], store.fingerprint
+    if before != now:
+        raise ConfigError("dataset.path", f"the checkpoint was trained on other images ({before}) than these ({now})")
+    state.load_state_dict(origin.content)
+    if not origin.in_place:
+        # What another directory's run was scored belongs to it.
+        state.history = type(state.history)(visited=state.history.visited)
+
+
+def last_logged(directory: RunDir) -> dict[str, int]:
+    """The last step in metrics.jsonl of each kind of record."""
+    last: dict[str, int] = {}
+    for line in _lines(directory.metrics):
+        step, scores = _position(line)
+        if step < float("inf"):
+            last["eval" if scores else "train"] = int(step)
+    return last
+
+
+def truncate(directory: RunDir, origin: Origin | None, state: TrainState, total: int) -> None:
+    """Drop the records after the checkpoint, or of a start that never reached one: they are written again."""
+    if not directory.metrics.exists():
+        return
+    step = state.step if origin is not None and origin.in_place else -1
+    # Scores at the first and the last update are computed anew.
+    with_scores = state.history.visited and state.step not in (0, total)
+    kept = [line for line in _lines(directory.metrics) if _position(line) <= (step, int(with_scores))]
+    with atomic_write(directory.metrics) as file:
+        file.writelines(kept)
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+
+def _position(line: bytes) -> tuple[float, int]:
+    """Step of a metrics.jsonl line, and 1 for scores; infinite for a line cut short by a killed process."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else {}
+        return float(record["step"]), int(record["kind"] == "eval")
+    except (ValueError, KeyError, TypeError):
+        return float("inf"), 0

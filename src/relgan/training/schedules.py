@@ -1,0 +1,38 @@
+"""The decay of the learning rates, and at which updates something happens."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ExponentialLR
+
+from relgan.config import OptimizerConfig, TrainConfig
+
+
+def build_schedule(config: OptimizerConfig, optimizer: Optimizer) -> ExponentialLR:
+    """Multiplies the learning rate by 1 − decay; stepped once per epoch."""
+    return ExponentialLR(optimizer, gamma=1 - config.decay)
+
+
+def total_iterations(train: TrainConfig, n_critic: int, num_images: int) -> int:
+    """Generator updates of the whole run; an epoch is one pass of the critic's updates over the images."""
+    if train.iterations is not None:
+        return train.iterations
+    assert train.epochs is not None
+    return max(1, math.ceil(train.epochs * num_images / (train.batch_size * n_critic)))
+
+
+def epoch_of(step: int, train: TrainConfig, n_critic: int, num_images: int) -> int:
+    """Whole passes of the critic over the images after ``step`` generator updates."""
+    return step * train.batch_size * n_critic // num_images
+
+
+def is_due(step: int, every: int, total: int) -> bool:
+    """Whether a cadence of ``every`` updates (0: never) falls on ``step``; the end is always due."""
+    return step == total or (every > 0 and step > 0 and step % every == 0)
+
+
+def quarters(total: int) -> set[int]:
+    """Steps 0, ¼, ½, ¾ and the end."""
+    return {round(total * part / 4) for part in range(5)}

@@ -1,0 +1,235 @@
+"""The mathematics of training: a critic update and a generator update, whole or in parts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from relgan.distributed import average_gradients, global_mean
+from relgan.losses import Loss
+from relgan.networks.blocks import SpectralNorm, pack
+from relgan.penalties import Penalty
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Precision:
+    """Arithmetic of the networks' forward passes; parameters and losses stay float32."""
+
+    device: torch.device
+    name: str
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.name == "bf16")
+
+
+@dataclass
+class CriticResult:
+    """What a critic update saw on this rank: 0-d and (N,) float32 tensors on the training device."""
+
+    loss: Tensor
+    penalty: Tensor
+    grad_norm: Tensor
+    real_logits: Tensor
+    fake_logits: Tensor
+
+
+@dataclass
+class GeneratorResult:
+    """What a generator update saw; ``images`` are its fakes, (N, C, H, W) in [−1, 1]."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    images: Tensor
+
+
+@dataclass
+class Update:
+    """Updates one pair of networks under one loss, penalty and pair of optimizers.
+
+    After a loss or gradient that is not finite no update is applied any more: ``diverged`` (0-d float32 on the
+    device, 0 or 1) stays set and masks them, so that nothing needs to wait for the device to find out.
+
+    ``generate`` and ``judge`` run the two networks; an engine may replace them by faster equivalents, except
+    for penalties, which differentiate the critic itself twice. ``accumulate`` is the number of parts that a
+    batch is split into to save memory.
+    """
+
+    generator: nn.Module
+    critic: nn.Module
+    loss: Loss
+    penalty: Penalty
+    optimizer_g: Optimizer
+    optimizer_d: Optimizer
+    precision: Precision
+    pack: int = 1
+    accumulate: int = 1
+    diverged: Tensor = field(init=False)
+    generate: Callable[[Tensor], Tensor] = field(init=False)
+    judge: Callable[[Tensor], Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.diverged = torch.zeros((), device=self.precision.device)
+        self.generate, self.judge = self.generator, self.critic
+
+    def update_critic(self, real: Tensor, z: Tensor) -> CriticResult:
+        """Update the critic on ``real`` (N, C, H, W) in [−1, 1] and latents ``z`` (N, latent_dim)."""
+        with torch.no_grad(), self.precision.autocast():
+            fake = self.generate(z)
+        real, fake = pack(real, self.pack), pack(fake.to(real.dtype), self.pack)
+        self.optimizer_d.zero_grad(set_to_none=True)
+        # Two forwards: batch norm must not mix the statistics of real and fake images.
+        loss, (real_logits, fake_logits) = backward(
+            self._logits, (real, fake), self.loss.discriminator, self.accumulate, (self.critic,)
+        )
+        penalty = self._backward_penalty(real, fake)
+        grad_norm = self._apply(self.optimizer_d, self.critic, loss + penalty)
+        self.penalty.after_step(self.critic)
+        return CriticResult(loss, penalty, grad_norm, real_logits.float(), fake_logits.float())
+
+    def update_generator(self, real: Tensor, z: Tensor) -> GeneratorResult:
+        """Update the generator; ``real`` is only looked at by losses whose generator term compares with it."""
+        networks = (self.generator, self.critic)
+        images: list[Tensor] = []
+
+        def logits_of_fakes(z: Tensor) -> Tensor:
+            with self.precision.autocast():
+                fake = self.generate(z)
+            images.append(fake.detach())
+            return self._logits(pack(fake, self.pack))
+
+        def loss_of_fakes(fake_logits: Tensor) -> Tensor:
+            return self.loss.generator(self._constant_logits(real), fake_logits)
+
+        self.critic.requires_grad_(False)
+        self.optimizer_g.zero_grad(set_to_none=True)
+        try:
+            loss, _ = backward(logits_of_fakes, (z,), loss_of_fakes, self.accumulate, networks)
+        finally:
+            self.critic.requires_grad_(True)
+        grad_norm = self._apply(self.optimizer_g, self.generator, loss)
+        # With several parts, the first of two passes has made them, too.
+        made = images[0] if self.accumulate == 1 else torch.cat(images[-self.accumulate :])
+        return GeneratorResult(loss, grad_norm, made)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with self.precision.autocast():
+            return self.judge(images)
+
+    def _constant_logits(self, real: Tensor) -> Tensor | None:
+        """Logits of the real images where the generator's loss compares with them; no graph is kept."""
+        if not self.loss.needs_real_for_generator:
+            return None
+        with torch.no_grad():
+            parts = in_parts(pack(real, self.pack), self.accumulate, (self.critic,))
+            return torch.cat([self._logits(part) for part in parts])
+
+    def _backward_penalty(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Add the penalty's gradient to the critic's parameters; returns its value."""
+        total = torch.zeros((), device=real.device)
+        for points in self.penalty.points(real, fake):
+            for part in in_parts(points, self.accumulate, (self.critic,)):
+                with self.precision.autocast():
+                    term = self.penalty.term(self.critic, part) / self.accumulate
+                term.backward()
+                total += term.detach()
+        return total
+
+    def _apply(self, optimizer: Optimizer, network: nn.Module, loss: Tensor) -> Tensor:
+        """Update by the gradients at hand unless anything was ever not finite; returns the gradient's norm."""
+        parameters = [p for p in network.parameters() if p.grad is not None]
+        average_gradients(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        # Both the same on all ranks by now, so all ranks stop at the same update.
+        not_finite = (~torch.isfinite(norm + global_mean(loss))).float()
+        # In place: a CUDA graph reads and writes the same memory at every replay.
+        torch.maximum(self.diverged, not_finite, out=self.diverged)
+        _masked_step(optimizer, gradients, self.diverged)
+        return norm.detach()
+
+
+def _masked_step(optimizer: Optimizer, gradients: Iterable[Tensor], masked: Tensor) -> None:
+    """Let ``optimizer`` update, or leave the parameters as they are where ``masked`` is 1."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = masked  # type: ignore[attr-defined]
+    elif isinstance(optimizer, Adam):
+        # Its momentum would move the parameters on a zero gradient; the one case that waits for the device.
+        if masked.item():
+            return
+    else:
+        for gradient in gradients:
+            gradient.copy_(torch.where(masked > 0, 0.0, gradient))
+    optimizer.step()
+
+
+@contextlib.contextmanager
+def held_spectral_norms(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """No power iteration: the parts of a batch meet the weights that the whole of it would meet."""
+    norms = [m for network in networks for m in network.modules() if isinstance(m, SpectralNorm) and m.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
+
+
+def in_parts(batch: Tensor, count: int, networks: Sequence[nn.Module]) -> Iterator[Tensor]:
+    """The ``count`` equal parts of ``batch``; after the first, spectral norms stay as it left them."""
+    first, *others = batch.chunk(count)
+    yield first
+    with held_spectral_norms(networks):
+        yield from others
+
+
+def backward(
+    forward: Forward, batches: Sequence[Tensor], loss: Callable[..., Tensor], count: int, networks: Sequence[nn.Module]
+) -> tuple[Tensor, list[Tensor]]:
+    """Add the gradient of ``loss(*[forward(batch) for batch in batches])`` to the parameters.
+
+    A relativistic loss couples all samples, so ∂L/∂logits is taken over the whole batch before any part is
+    differentiated: with more than one part every forward pass runs twice, first without a graph.
+
+    Args:
+        forward: from inputs (n, …) to logits (n,); run once or twice per part.
+        batches: each (N, …), N a multiple of ``count``. They meet ``forward`` in this order, in batches of
+            their own: batch norm sees one part at a time.
+        count: parts of a batch.
+        networks: what ``forward`` and ``loss`` run; their buffers end as after one pass.
+
+    Returns:
+        the loss and the logits of each batch, without graph.
+    """
+    if count == 1:
+        logits = [forward(batch) for batch in batches]
+        value = loss(*logits)
+        value.backward()
+        return value.detach(), [values.detach() for values in logits]
+    buffers = [buffer for network in networks for buffer in network.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    with torch.no_grad():
+        logits = [torch.cat([forward(p) for p in in_parts(batch, count, networks)]) for batch in batches]
+    value = loss(*(values.requires_grad_() for values in logits))
+    gradients = torch.autograd.grad(value, logits)
+    after = [buffer.clone() for buffer in buffers]
+    _restore(buffers, before)
+    for batch, gradient in zip(batches, gradients, strict=True):
+        parts = in_parts(batch, count, networks)
+        for part, of_logits in zip(parts, gradient.chunk(count), strict=True):
+            forward(part).backward(of_logits)
+    _restore(buffers, after)
+    return value.detach(), [values.detach() for values in logits]
+
+
+@torch.no_grad()
+def _restore(buffers: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)

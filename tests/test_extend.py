@@ -1,0 +1,243 @@
+"""Parts from outside: every example of docs/extend.md, from an installed wheel, in an empty directory."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import installed
+from installed import ROOT
+
+EXAMPLES = dict(
+    re.findall(r'```(?:python|yaml) title="([^"]+)"\n(.*?)```', (ROOT / "docs" / "extend.md").read_text("utf-8"), re.S)
+)
+MODULES = sorted(Path(name).stem for name in EXAMPLES if name.endswith(".py"))
+PLUGINS = f"plugins=[{','.join(MODULES)}]"
+# One of each kind.
+OWN = (
+    *(PLUGINS, "model=mlp", "model.hidden=8", "penalty=drift", "dataset=stripes", "dataset.num_images=64"),
+    *("tracker=csv", "metrics.scores=[fid,variety]", "metrics.extractor=random", "metrics.random.features=4"),
+)
+SMALL = (
+    *("model.latent_dim=4", "train.batch_size=4", "train.iterations=2", "train.log_every=1", "train.sample_count=4"),
+    *("metrics.num_images=16", "metrics.reference_images=32", "metrics.batch_size=16", "device=cpu", "precision=fp32"),
+)
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    wheel = installed.build_wheel(tmp_path_factory.mktemp("dist"))
+    return installed.install(wheel, tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the files of docs/extend.md and nothing else."""
+    folder = tmp_path_factory.mktemp("here")
+    for name, text in EXAMPLES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def relgan(site: Path, here: Path) -> Command:
+    return lambda command, *arguments, **more: installed.run(site, here, command, *arguments, **more)
+
+
+@pytest.fixture(scope="module")
+def sweep(site: Path, here: Path, shared_cache: Path) -> Path:
+    """A loss, and a loss made of a cost, from outside, swept beside ragan; everything else from outside too."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RELGAN_CACHE", str(shared_cache))
+        done = installed.run(site, here, "train", "-m", "name=own", "loss=ragan,margin,raexp", *OWN, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return here / "multirun" / "own"
+
+
+def job(sweep: Path, loss: str) -> Path:
+    (path,) = sweep.glob(f"*loss={loss}_*")
+    return path
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "summary.json").read_text("utf-8"))
+    return found
+
+
+def test_the_document_has_an_example_of_each_kind() -> None:
+    text = "".join(EXAMPLES.values())
+    for kind in ("loss", "cost", "penalty", "model", "dataset", "score", "extractor", "tracker"):
+        assert f"@register_{kind}(" in text
+
+
+def test_they_are_swept_beside_a_built_in_loss_and_are_in_the_report(sweep: Path) -> None:
+    for loss in ("ragan", "margin", "raexp"):
+        found = summary(job(sweep, loss))
+        assert (found["status"], found["step"]) == ("finished", 2)
+        assert set(found["final"]) == {"eval/fd_random", "eval/variety_random"}
+        assert found["protocol"]["extractor"] == "random"
+        assert "variety_random" in (job(sweep, loss) / "scores.csv").read_text()
+    assert summary(job(sweep, "margin"))["foreign"] == {
+        "model=mlp": "mlp",
+        "loss=margin": "margin",
+        "penalty=drift": "drift",
+        "dataset=stripes": "stripes",
+        "tracker=csv": "csv_tracker",
+        "metrics.scores=variety": "variety",
+        "metrics.extractor=random": "random_features",
+    }
+    assert summary(job(sweep, "raexp"))["foreign"]["loss=raexp"] == "exponential"
+    page = (sweep / "report.html").read_text("utf-8")
+    for text in ("margin", "raexp", "ragan", "Variety (random)", "Fréchet distance (random)"):
+        assert text in page
+    with (sweep / "results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["loss.name"] for row in rows} == {"ragan", "margin", "raexp"}
+    assert all(float(row["eval/variety_random"]) > 0 for row in rows)
+
+
+def test_a_run_is_resumed_sampled_scored_again_and_reported(sweep: Path, here: Path, relgan: Command) -> None:
+    run = job(sweep, "margin")
+    done = relgan("train", f"resume='{run}'", PLUGINS, "train.iterations=4", "name=longer", "hydra.run.dir=longer")
+    assert done.returncode == 0, done.stderr
+    longer = summary(here / "longer")
+    assert (longer["step"], longer["resumed_from"]) == (4, str(run / "checkpoints" / "last.pt"))
+    assert relgan("sample", str(run), PLUGINS, "n=4", "out=own.png").returncode == 0
+    assert (here / "own.png").exists()
+    done = relgan("eval", str(run), "checkpoint=last", PLUGINS, "out=scores.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((here / "scores.json").read_text())["scores"] == summary(run)["final"]
+    done = relgan("report", str(sweep), "longer", PLUGINS, "out=both.html")
+    assert done.returncode == 0, done.stderr
+    assert "Variety (random)" in (here / "both.html").read_text("utf-8")
+
+
+def test_what_names_foreign_code_is_refused_by_its_name(sweep: Path, here: Path, relgan: Command) -> None:
+    run = job(sweep, "margin")
+    for command, words in (("sample", [str(run)]), ("eval", [str(run)]), ("train", [f"resume='{run}'"])):
+        done = relgan(command, *words)
+        assert done.returncode == 2, done.stdout
+        assert done.stderr.count("\n") == 1
+        assert "from mlp, which is not imported" in done.stderr
+        assert PLUGINS in done.stderr
+    # A report shows numbers, and needs no code.
+    assert relgan("report", str(sweep), "out=without.html").returncode == 0
+    assert "variety" in (here / "without.html").read_text("utf-8")
+
+
+TYPOS = {
+    ("loss=margin", "loss.margn=1"): "loss.margn: no such option; did you mean loss.margin?",
+    ("loss=ragan", "loss.margin=1"): "loss.margin: no such option with this loss; these have it: margin",
+    ("loss=margin", "loss.margin=-1"): "loss.margin: must be ≥ 0, got -1",
+    ("loss=margin", "loss.margin=wide"): "loss.margin: ",
+    ("metrics.random.featurs=1",): "metrics.random.featurs: no such option; did you mean metrics.random.features?",
+}
+
+
+def test_their_options_are_typed_and_suggested(site: Path, here: Path) -> None:
+    ended = installed.run_each(site, here, "train", [[PLUGINS, *words] for words in TYPOS])
+    for (code, _, err), message in zip(ended, TYPOS.values(), strict=True):
+        assert (code, err.count("\n")) == (2, 1), err
+        assert message in err
+
+
+def test_help_shows_them(relgan: Command) -> None:
+    text = relgan("train", "--help", PLUGINS).stdout
+    for name in (
+        "rexp_allpairs",
+        "loss.margin=1",
+        "model.hidden=256",
+        "dataset.widest=4",
+        "metrics.random.features=16",
+    ):
+        assert name in text
+
+
+def test_a_yaml_gives_other_values(relgan: Command) -> None:
+    done = relgan("train", "--config-dir", "my", PLUGINS, "loss=wide_margin", "--cfg", "job")
+    assert "loss:\n  name: margin\n  margin: 2.0\n" in done.stdout, done.stderr
+
+
+def test_a_yaml_of_the_same_name_and_a_file_beside_it(relgan: Command, here: Path) -> None:
+    (here / "own" / "loss").mkdir(parents=True, exist_ok=True)
+    (here / "own" / "loss" / "mine.yaml").write_text("depth: 3\n")
+    (here / "own" / "my_gan.py").write_text(
+        EXAMPLES["margin.py"]
+        .replace('"margin",', '"mine",')
+        .replace("margin: float = option(1.0,", 'depth: int = option(1, "how deep")\n    margin: float = option(1.0,')
+    )
+    done = relgan("train", "--config-dir", "own", "plugins=[my_gan]", "loss=mine", "loss.margin=0.5", "--cfg", "job")
+    assert "loss:\n  name: mine\n  depth: 3\n  margin: 0.5\n" in done.stdout, done.stderr
+
+
+def test_an_installed_package_needs_no_option(relgan: Command, here: Path) -> None:
+    package = here / "site"
+    (package / "their_gan-1.0.dist-info").mkdir(parents=True)
+    (package / "their_gan-1.0.dist-info" / "METADATA").write_text("Name: their-gan\nVersion: 1.0\n")
+    (package / "their_gan-1.0.dist-info" / "entry_points.txt").write_text("[relgan.plugins]\nany = their_gan\n")
+    (package / "their_gan.py").write_text(EXAMPLES["margin.py"].replace('"margin",', '"theirs",'))
+    done = relgan("train", "loss=theirs", "--cfg", "job", also=package)
+    assert "loss:\n  name: theirs\n" in done.stdout, done.stderr
+    (package / "their_gan.py").write_text("1 / 0\n")
+    done = relgan("train", "loss=ragan", "--cfg", "job", also=package)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "relgan-train: plugins: their_gan of the installed package their-gan cannot be imported "
+        "(ZeroDivisionError: division by zero)\n"
+    )
+
+
+BAD = {
+    "absent": (None, "absent cannot be imported (ModuleNotFoundError"),
+    "raising": ("raise RuntimeError('two\\nlines')", "raising cannot be imported (RuntimeError: two)"),
+    "taken": (
+        "from relgan import register_loss\nregister_loss('ragan', None, 'taken:x')",
+        "taken: loss.name: ragan is registered twice, by relgan.losses and by taken",
+    ),
+    "twice": (
+        "from relgan import register_cost\nfor _ in range(2): register_cost('c', 'twice:x')",
+        "twice: loss.name: c is registered twice, by twice and by twice",
+    ),
+    "vector": (
+        EXAMPLES["margin.py"].replace('"margin",', '"vector",').replace(").mean()", ")"),
+        "loss.name: vector.discriminator must return a scalar with a graph, got shape (4,)",
+    ),
+    "two_logits": (
+        EXAMPLES["mlp.py"].replace('"mlp",', '"two_logits",').replace("options.hidden, 1)", "options.hidden, 2)"),
+        "model.name: two_logits's critic: logits must have the shape (N,), (N, 1) or (N, 1, H, W) with N ≥ 1, got",
+    ),
+    "nothing": (
+        EXAMPLES["stripes.py"]
+        .replace('"stripes",', '"nothing",')
+        .replace("return self.options.num_images", "return 0"),
+        "dataset.path: dataset=nothing has no usable images",
+    ),
+}
+
+
+def test_a_bad_plugin_is_one_line_and_nothing_is_lost(site: Path, here: Path) -> None:
+    lines = []
+    for name, (text, _) in BAD.items():
+        if text is not None:
+            (here / f"{name}.py").write_text(text)
+        chosen = {"vector": "loss", "two_logits": "model", "nothing": "dataset"}.get(name)
+        data = () if name == "nothing" else ("dataset=digits", "dataset.num_images=64")
+        words = [f"{chosen}={name}"] if chosen else []
+        lines.append([f"plugins=[{name}]", *words, *data, "tracker=none", "metrics=none", "train.iterations=2"])
+    before = {path for path in here.rglob("*") if "__pycache__" not in path.parts}
+    ended = installed.run_each(site, here, "train", lines)
+    for (code, out, err), (_, message) in zip(ended, BAD.values(), strict=True):
+        assert (code, err.count("\n")) == (2, 1), out + err
+        assert message in err
+    left = {path for path in here.rglob("*") if "__pycache__" not in path.parts} - before
+    assert not [path for path in left if path.is_file() and path.name != "train.log"]

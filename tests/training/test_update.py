@@ -1,0 +1,265 @@
+"""One update against the textbook, network by network."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from relgan.config import OptimizerConfig
+from relgan.losses import AdversarialLoss, get_loss
+from relgan.networks import build_networks
+from relgan.penalties import Penalty
+from relgan.training.optimizers import build_optimizers
+from relgan.training.update import Precision, Update
+
+CPU = torch.device("cpu")
+
+
+def make(
+    loss: str = "ragan",
+    *,
+    optimizer: str = "adam",
+    penalty: Penalty | None = None,
+    pack: int = 1,
+    lr: float = 1e-2,
+    precision: str = "fp32",
+    spectral_norm: bool = False,
+) -> Update:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = tiny.model(width=2, latent_dim=4, pack=pack, spectral_norm=spectral_norm)
+    generator, critic = build_networks(model, 32, 1)
+    config = OptimizerConfig(name=optimizer, lr_g=lr, lr_d=lr)
+    optimizer_g, optimizer_d = build_optimizers(config, generator, critic)
+    return Update(
+        generator=generator,
+        critic=critic,
+        loss=get_loss(loss),
+        penalty=penalty or Penalty(),
+        optimizer_g=optimizer_g,
+        optimizer_d=optimizer_d,
+        precision=Precision(CPU, precision),
+        pack=pack,
+    )
+
+
+def batch(seed: int, count: int = 6) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 1, 32, 32, generator=generator) * 2 - 1, torch.randn(count, 4, generator=generator)
+
+
+def weights(network: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in network.parameters()]
+
+
+def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("loss", ["sgan", "ragan", "rsgan"])
+def test_each_update_changes_its_own_network_alone(loss: str) -> None:
+    update = make(loss)
+    real, z = batch(1)
+    generator, critic = weights(update.generator), weights(update.critic)
+    update.update_critic(real, z)
+    assert equal(weights(update.generator), generator)
+    assert not equal(weights(update.critic), critic)
+    assert all(p.grad is None for p in update.generator.parameters())
+    critic = weights(update.critic)
+    update.optimizer_d.zero_grad(set_to_none=True)
+    update.update_generator(real, z)
+    assert equal(weights(update.critic), critic)
+    assert not equal(weights(update.generator), generator)
+    assert all(p.grad is None for p in update.critic.parameters())
+    assert all(p.requires_grad for p in update.critic.parameters())
+
+
+def test_the_critic_is_thawed_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = make()
+    real, z = batch(1)
+    with pytest.raises(ValueError, match="cannot be packed"):
+        dataclasses.replace(update, pack=4).update_generator(real, z)
+    assert all(p.requires_grad for p in update.critic.parameters())
+
+
+@pytest.mark.parametrize("loss", ["sgan", "ragan"])
+def test_losses_and_updates_are_the_textbook_ones(loss: str) -> None:
+    update = make(loss)
+    generator, critic = copy.deepcopy(update.generator), copy.deepcopy(update.critic)
+    by_generator = torch.optim.Adam(generator.parameters(), lr=1e-2, betas=(0.5, 0.999))
+    by_critic = torch.optim.Adam(critic.parameters(), lr=1e-2, betas=(0.5, 0.999))
+    for seed in range(3):
+        real, z = batch(seed)
+        got_d = update.update_critic(real, z)
+        got_g = update.update_generator(real, z)
+
+        r, f = critic(real), critic(generator(z).detach())
+        if loss == "ragan":
+            r, f = r - f.mean(), f - r.mean()
+        loss_d = nn.functional.softplus(-r).mean() + nn.functional.softplus(f).mean()
+        loss_d = loss_d / 2 if loss == "ragan" else loss_d
+        by_critic.zero_grad()
+        loss_d.backward()
+        norm_d = sum(p.grad.square().sum() for p in critic.parameters() if p.grad is not None) ** 0.5
+        by_critic.step()
+        images = generator(z)
+        f = critic(images)
+        if loss == "ragan":
+            r = critic(real)
+            r, f = r - f.mean(), f - r.mean()
+            loss_g = (nn.functional.softplus(r).mean() + nn.functional.softplus(-f).mean()) / 2
+        else:
+            loss_g = nn.functional.softplus(-f).mean()
+        by_generator.zero_grad()
+        loss_g.backward()
+        by_generator.step()
+
+        torch.testing.assert_close(got_d.loss, loss_d.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got_d.grad_norm, torch.as_tensor(norm_d), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(got_g.loss, loss_g.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got_g.images, images.detach(), rtol=1e-4, atol=1e-5)
+        assert not got_g.images.requires_grad
+    mine = weights(update.critic) + weights(update.generator)
+    for got, want in zip(mine, weights(critic) + weights(generator), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_a_penalty_is_added_to_the_critics_loss_and_reported() -> None:
+    plain, penalised = make("sgan"), make("sgan", penalty=tiny.penalty("r1", 5.0))
+    real, z = batch(1)
+    without, with_it = plain.update_critic(real, z), penalised.update_critic(real, z)
+    assert without.penalty.item() == 0
+    assert with_it.penalty.item() > 0
+    assert with_it.loss.item() == pytest.approx(without.loss.item())
+    assert with_it.grad_norm.item() != pytest.approx(without.grad_norm.item())
+
+
+def test_clipping_bounds_every_weight_of_the_critic_and_no_other() -> None:
+    update = make("wgan", penalty=tiny.penalty("clip", 0.01))
+    for seed in range(3):
+        real, z = batch(seed)
+        update.update_critic(real, z)
+        assert max(p.abs().max().item() for p in update.critic.parameters()) <= 0.01
+        update.update_generator(real, z)
+    assert max(p.abs().max().item() for p in update.generator.parameters()) > 0.01
+
+
+def test_packing_gives_the_critic_k_images_at_once() -> None:
+    update = make(pack=3)
+    real, z = batch(1)
+    result = update.update_critic(real, z)
+    assert result.real_logits.shape == result.fake_logits.shape == (2,)
+    assert update.update_generator(real, z).images.shape == (6, 1, 32, 32)
+
+
+def test_bf16_keeps_parameters_losses_and_logits_in_float32() -> None:
+    update = make(precision="bf16", penalty=tiny.penalty("gp", 10.0))
+    real, z = batch(1)
+    critic = update.update_critic(real, z)
+    generator = update.update_generator(real, z)
+    values = [critic.loss, critic.penalty, critic.grad_norm, critic.real_logits, generator.loss, generator.grad_norm]
+    assert {value.dtype for value in values} == {torch.float32}
+    assert {p.dtype for p in [*update.generator.parameters(), *update.critic.parameters()]} == {torch.float32}
+    assert update.diverged.item() == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(AdversarialLoss):
+    """A loss whose chosen sides are not finite."""
+
+    sides: tuple[str, ...] = ("discriminator",)
+    value: float = float("nan")
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        loss = super().discriminator(real_logits, fake_logits)
+        return loss * self.value if "discriminator" in self.sides else loss
+
+    def generator(self, real_logits: Tensor | None, fake_logits: Tensor) -> Tensor:
+        loss = super().generator(real_logits, fake_logits)
+        return loss * self.value if "generator" in self.sides else loss
+
+
+def broken(sides: tuple[str, ...], value: float) -> AdversarialLoss:
+    good = get_loss("ragan")
+    return Broken(good.name, good.form, good.cost, sides=sides, value=value)
+
+
+def snapshot(update: Update) -> dict[str, Any]:
+    return copy.deepcopy({"g": weights(update.generator), "d": weights(update.critic)})
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("side", ["discriminator", "generator"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_after_a_loss_that_is_not_finite_no_weight_changes_any_more(optimizer: str, side: str, value: float) -> None:
+    update = make(optimizer=optimizer)
+    good = update.loss
+    for seed in range(2):
+        update.update_critic(*batch(seed))
+        update.update_generator(*batch(seed))
+    assert update.diverged.item() == 0
+    before = snapshot(update)
+    update.loss = broken((side,), value)
+    if side == "discriminator":
+        update.update_critic(*batch(3))
+    else:
+        update.update_generator(*batch(3))
+    assert update.diverged.item() == 1
+    update.loss = good
+    for seed in range(4, 6):
+        update.update_critic(*batch(seed))
+        update.update_generator(*batch(seed))
+    after = snapshot(update)
+    assert update.diverged.item() == 1
+    assert equal(before["g"], after["g"])
+    assert equal(before["d"], after["d"])
+
+
+def test_an_update_is_not_masked_by_what_is_finite() -> None:
+    """The mask must not be the reason that a healthy run stands still."""
+    for optimizer in ("adam", "rmsprop"):
+        update = make(optimizer=optimizer)
+        before = snapshot(update)
+        update.update_critic(*batch(1))
+        update.update_generator(*batch(1))
+        assert not equal(before["g"], weights(update.generator))
+        assert not equal(before["d"], weights(update.critic))
+
+
+@pytest.mark.parametrize("penalty", ["none", "gp", "r1r2", "dragan"])
+@pytest.mark.parametrize(
+    "loss", [*sorted({"sgan", "wgan", "rsgan", "rlsgan", "ragan", "rahinge", "rchinge", "rsgan_allpairs"})]
+)
+def test_a_batch_in_parts_gives_the_update_of_the_whole(loss: str, penalty: str) -> None:
+    """Without batch norm, whose statistics are those of a part: losses, gradients and every buffer agree."""
+    updates = [in_parts(loss, penalty, count) for count in (1, 2, 3)]
+    real, z = (tensor.double() for tensor in batch(5))
+    seen = []
+    for update in updates:
+        torch.manual_seed(7)
+        critic = update.update_critic(real, z)
+        by_critic = gradients(update.critic)
+        generator = update.update_generator(real, z)
+        seen.append(
+            [*dataclasses.astuple(critic), *dataclasses.astuple(generator), *by_critic, *gradients(update.generator)]
+            + [buffer.clone() for network in (update.critic, update.generator) for buffer in network.buffers()]
+        )
+    for parts in seen[1:]:
+        for got, want in zip(parts, seen[0], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+
+
+def in_parts(loss: str, penalty: str, count: int) -> Update:
+    torch.manual_seed(0)
+    model = tiny.model(width=2, latent_dim=4, norm="none", spectral_norm=True, generator_spectral_norm=True)
+    return tiny.update(model, loss, penalty=penalty, dtype=torch.float64, accumulate=count)
+
+
+def gradients(network: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in network.parameters() if p.grad is not None]
