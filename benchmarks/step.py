@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from relgan.training.schedule import build_optimizers
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,26 +26,24 @@ from torch.utils.flop_counter import flop_registry
 from benchmarks.textbook import GP_WEIGHT, LATENT, R1R2_WEIGHT, WIDTH, Textbook
 from benchmarks.timing import Measured, Prepare, interleave, peak_memory, speedup
 from relgan.builtin import ConvOptions
-from relgan.config import OptimizerConfig, PenaltyConfig
+from relgan.config import OptimizerConfig
 from relgan.data.batches import Batches, Sampler
 from relgan.data.store import PackedStore
 from relgan.losses import get_loss
 from relgan.networks import build_networks
-from relgan.penalties import build_penalty
-from relgan.training.engine import (
-    Eager,
-    build_iteration,
-    choose_device,
-    choose_precision,
-    has_bf16_units,
-    keep_freed_memory,
-)
+from relgan.penalties import GradientPenalty, Penalty, ZeroCenteredPenalty
+from relgan.training.engine import Eager, build_iteration, choose_precision, has_bf16_units, prepare_device
+from relgan.training.optimizers import build_optimizers
 from relgan.training.state import EMA
-from relgan.training.update import Step
+from relgan.training.update import Update
 
 NUM_IMAGES = 1024
-LOSSES = ("sgan", "rasgan", "wgan_gp", "rpgan_r1r2")
-WEIGHTS = {"gp": GP_WEIGHT, "r1r2": R1R2_WEIGHT, "none": 0.0}
+PENALTIES = {
+    "sgan": Penalty(),
+    "rasgan": Penalty(),
+    "wgan_gp": GradientPenalty(GP_WEIGHT),
+    "rpgan_r1r2": ZeroCenteredPenalty(R1R2_WEIGHT),
+}
 
 
 @dataclass(frozen=True)
@@ -59,24 +56,25 @@ class Network:
 
 
 NETWORKS = {
-    "cnn32": Network(ConvOptions("cnn32", WIDTH, LATENT, spectral_norm=True), 32, 32),
-    "dcgan64": Network(ConvOptions("dcgan", WIDTH, LATENT), 64, 64),
+    "cnn32": Network(ConvOptions("cnn32", LATENT, WIDTH, spectral_norm=True), 32, 32),
+    "dcgan64": Network(ConvOptions("dcgan", LATENT, WIDTH, spectral_norm=False), 64, 64),
 }
 
 
-def build_step(network: str, loss: str, precision: str, device: torch.device, *, captured: bool = False) -> Step:
-    """relgan's step as a run builds it."""
+def build_update(network: str, loss: str, precision: str, device: torch.device, *, captured: bool = False) -> Update:
+    """relgan's update as a run builds it."""
     found = NETWORKS[network]
     generator, critic = build_networks(found.model, found.image_size, channels=3)
     for made in (generator, critic):
         made.to(device, memory_format=torch.channels_last)
-    optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(), generator, critic, captured=captured)
-    penalty = get_loss(loss).penalty
-    return Step(
+    optimizer_g, optimizer_d = build_optimizers(
+        OptimizerConfig(lr_g=2e-4, lr_d=2e-4), generator, critic, captured=captured
+    )
+    return Update(
         generator=generator,
         critic=critic,
         loss=get_loss(loss),
-        penalty=build_penalty(PenaltyConfig(penalty, WEIGHTS[penalty])),
+        penalty=PENALTIES[loss],
         optimizer_g=optimizer_g,
         optimizer_d=optimizer_d,
         precision=choose_precision(precision, device),
@@ -93,26 +91,25 @@ def finished(iterate: Callable[[], object], device: torch.device) -> Callable[[]
 
 
 def prepare_textbook(network: str, loss: str, device_name: str) -> Callable[[], object]:
-    device, found = choose_device(device_name), NETWORKS[network]
+    device, found = torch.device(device_name), NETWORKS[network]
     images = 2 * torch.rand(NUM_IMAGES, 3, found.image_size, found.image_size, device=device) - 1
     return finished(Textbook(network, loss, list(images), found.batch), device)
 
 
 def prepare_relgan(network: str, loss: str, precision: str, engine: str, device_name: str) -> Callable[[], object]:
-    keep_freed_memory()
-    device, found = choose_device(device_name), NETWORKS[network]
-    step = build_step(network, loss, precision, device, captured=engine == "cudagraph")
+    device, found = prepare_device(device_name), NETWORKS[network]
+    update = build_update(network, loss, precision, device, captured=engine == "cudagraph")
     size = found.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, size, size, 3), dtype=np.uint8)
     store = PackedStore(Path(), pixels, None, {})
     batches = Batches(store, Sampler(NUM_IMAGES, found.batch, "epoch", seed=0), device, hflip=False)
-    ema = EMA(step.generator, 0.999)
-    eager = Eager(step, lambda: torch.randn(found.batch, LATENT, device=device))
+    ema = EMA(update.generator, 0.999)
+    eager = Eager(update, lambda: torch.randn(found.batch, LATENT, device=device))
     _, iteration = build_iteration(engine, eager, lambda: [batches.next()] * 2, chosen_by_user=True)
 
     def iterate() -> None:
         iteration([batches.next(), batches.next()])
-        ema.update(step.generator)
+        ema.update(update.generator)
 
     return finished(iterate, device)
 
@@ -166,8 +163,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="timed iterations of each (default: %(default)s)")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
-    device = choose_device("auto")
+    parser.add_argument("--losses", nargs="+", choices=PENALTIES, default=list(PENALTIES))
+    device = prepare_device("auto")
     engines = ["eager", *(["cudagraph"] if device.type == "cuda" else [])]
     parser.add_argument("--engines", nargs="+", choices=("eager", "compiled", "cudagraph"), default=engines)
     arguments = parser.parse_args()

@@ -29,28 +29,28 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     "loss", ["rasgan", "wgan_gp", *(pytest.param(x, marks=pytest.mark.slow) for x in ("sgan", "rpgan_r1r2"))]
 )
 @pytest.mark.parametrize("network", ["cnn32", "dcgan64"])
-def test_relgans_step_is_the_textbook_step(network: str, loss: str) -> None:
+def test_relgans_update_is_the_textbook_update(network: str, loss: str) -> None:
     """From the same weights, images, latents and random numbers to the same weights."""
-    from benchmarks.step import NETWORKS, build_step
+    from benchmarks.step import NETWORKS, build_update
     from benchmarks.textbook import Textbook
 
     torch.manual_seed(0)
     size = NETWORKS[network].image_size
-    textbook, step = Textbook(network, loss, [], 2), build_step(network, loss, "fp32", torch.device("cpu"))
-    copy_weights(textbook.generator, step.generator)
-    copy_weights(textbook.critic, step.critic)
+    textbook, mine = Textbook(network, loss, [], 2), build_update(network, loss, "fp32", torch.device("cpu"))
+    copy_weights(textbook.generator, mine.generator)
+    copy_weights(textbook.critic, mine.critic)
     # Adam's first steps have the size of lr however small the gradient: plain descent compares better.
-    for contestant in (textbook, step):
+    for contestant in (textbook, mine):
         contestant.optimizer_g = torch.optim.SGD(contestant.generator.parameters(), lr=0.1)
         contestant.optimizer_d = torch.optim.SGD(contestant.critic.parameters(), lr=0.1)
-    networks = [(step.generator, textbook.generator), (step.critic, textbook.critic)]
+    networks = [(mine.generator, textbook.generator), (mine.critic, textbook.critic)]
     started = [[p.detach().clone() for p in theirs.parameters()] for _, theirs in networks]
     for update in ("update_critic", "update_generator"):
         real, z = 2 * torch.rand(2, 3, size, size) - 1, torch.randn(2, 128)
         torch.manual_seed(1)
         getattr(textbook, update)(real, z)
         torch.manual_seed(1)
-        getattr(step, update)(real.to(memory_format=torch.channels_last), z)
+        getattr(mine, update)(real.to(memory_format=torch.channels_last), z)
     for (ours, theirs), before in zip(networks, started, strict=True):
         for p, q, start in zip(ours.parameters(), theirs.parameters(), before, strict=True):
             assert (p - q).norm() <= 1e-3 * (q - start).norm() + 1e-6

@@ -17,12 +17,11 @@ from relgan.cli.compose import choices, compose, conf_dir, explain_config
 from relgan.config import Config, as_values, resolve, validate
 from relgan.losses import build_loss
 from relgan.networks import build_networks
-from relgan.networks.blocks import pack
 from relgan.options import ConfigError, check, flatten, text_of, walk
 from relgan.penalties import build_penalty
-from relgan.registry import GROUPS, DatasetOptions
-from relgan.training.optimizers import build_optimizers
-from relgan.training.schedules import build_schedule
+from relgan.registry import GROUPS
+from relgan.training.optimizers import build_optimizers, build_schedule
+from relgan.training.update import pack
 
 CONF = conf_dir()
 REGISTERED = [
@@ -301,7 +300,7 @@ def test_a_stored_configuration_is_checked_like_a_composed_one(tmp_path: Path) -
     path.write_text(yaml.safe_dump(as_values(resolve({"dataset": {"image_size": 64}}))), encoding="utf-8")
     stored = OmegaConf.load(path)
     config = resolve(stored)
-    assert config.dataset == DatasetOptions("stacked_digits", image_size=64)
+    assert config.dataset == dataclasses.replace(GROUPS["dataset"]["stacked_digits"].options, image_size=64)
     stored.dataset.image_size = 48
     with pytest.raises(ConfigError, match="48 is not one of"):
         resolve(stored)

@@ -1,28 +1,29 @@
-"""conf/experiment and conf/sweep against the published settings, written down here on their own."""
+"""conf/experiment against the published settings, written down here on their own."""
 
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hydra
 import numpy as np
 import pytest
 import torch
-from hydra.types import RunMode
-from omegaconf import OmegaConf
+import yaml
 from PIL import Image
 
 import tiny
 from relgan.build import build_run
-from relgan.cli import app
-from relgan.config import Config, LossConfig
+from relgan.cli.command import Line
+from relgan.cli.compose import compose, conf_dir
+from relgan.config import Config
+from relgan.registry import LOSSES
 from relgan.training.loop import Outcome, train
 
-CONF = app.conf_dir()
+CONF = conf_dir()
 
 
 class Setup(NamedTuple):
@@ -75,39 +76,41 @@ OTHERS = {"celeba64", "generator_terms", "stacked"}
 GRADIENT_PENALTY = {"wgan_gp", "rsgan_gp", "rasgan_gp"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _conf() -> Iterator[None]:
-    app.register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+def composed(*words: str) -> Config:
+    return compose(Line(list(words)))
 
 
-def compose(*overrides: str) -> Config:
-    return app.to_config(hydra.compose("config", list(overrides)))
+def hydra_part(experiment: str) -> Any:
+    """What an experiment's file, or the shared part that it begins with, says of Hydra."""
+    content = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+    if "hydra" in content:
+        return content["hydra"]
+    (shared,) = (entry for entry in content["defaults"] if isinstance(entry, str) and entry != "_self_")
+    return hydra_part(shared)
 
 
-def swept(sweep: str) -> dict[str, Any]:
-    """The values a one-word sweep runs over; that its file takes the experiment of its name, and nothing else."""
-    node = OmegaConf.to_container(OmegaConf.load(CONF / "sweep" / f"{sweep}.yaml"))
-    assert isinstance(node, dict)
-    params = node["hydra"]["sweeper"].pop("params")
-    assert node == {
-        "defaults": [{"override /experiment": sweep}],
-        "hydra": {"mode": "MULTIRUN", "sweeper": {}},
+def swept(experiment: str) -> dict[str, Any]:
+    """The values that -m runs it over; without -m they change nothing, so the file must not ask for it itself."""
+    node = hydra_part(experiment)
+    assert node.keys() == {"sweeper"}
+    assert node["sweeper"].keys() == {"params"}
+    return dict(node["sweeper"]["params"])
+
+
+def test_every_file_is_in_the_tables() -> None:
+    assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == set(PUBLISHED) | OTHERS
+
+
+def test_shared_parts_are_no_experiments() -> None:
+    assert {path.stem for path in (CONF / "experiment").glob("*/*.yaml")} == {
+        *("cat", "cat256", "cifar10", "cifar10_unstable")
     }
-    return dict(params)
-
-
-def test_every_file_is_in_the_tables_and_has_its_sweep() -> None:
-    names = set(PUBLISHED) | OTHERS
-    assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == names
-    assert {path.stem for path in (CONF / "sweep").glob("*.yaml")} == names
 
 
 @pytest.mark.parametrize("experiment", PUBLISHED)
 def test_the_published_numbers(experiment: str) -> None:
     setup = PUBLISHED[experiment]
-    config = compose(f"experiment={experiment}")
+    config = composed(f"experiment={experiment}")
     data, model, optimizer = config.dataset, config.model, config.optimizer
     train, metrics = config.train, config.metrics
     assert config.name == (setup.name or experiment)
@@ -138,21 +141,26 @@ def test_its_sweep_runs_over_the_published_losses(experiment: str) -> None:
 
 
 def test_a_sweep_is_its_experiment_over_losses_with_their_penalties() -> None:
-    node = hydra.compose("config", ["sweep=cifar10_stable_b"], return_hydra_config=True)
-    assert node.hydra.mode == RunMode.MULTIRUN
-    assert node.hydra.sweeper.params == swept("cifar10_stable_b")
-    expected = compose("experiment=cifar10_stable_b")
+    expected = composed("experiment=cifar10_stable_b")
+    assert expected.loss == LOSSES["ragan"].options  # what it sweeps over changes nothing by itself
     for loss in ("lsgan", "wgan_gp", "rsgan_gp"):
-        config = compose("sweep=cifar10_stable_b", f"loss={loss}")
-        penalty = (config.penalty.name, config.penalty.weight)
+        config = composed("experiment=cifar10_stable_b", f"loss={loss}")
+        penalty = (config.penalty.name, getattr(config.penalty, "weight", 0.0))
         assert penalty == (("gp", 10.0) if loss in GRADIENT_PENALTY else ("none", 0.0))
-        assert config.loss == LossConfig(loss, "both")
+        assert config.loss == LOSSES[loss].options
         assert dataclasses.replace(config, loss=expected.loss, penalty=expected.penalty) == expected
+
+
+@pytest.mark.parametrize("experiment", [*PUBLISHED, *sorted(OTHERS)])
+def test_hydra_sweeps_over_what_the_file_says(experiment: str) -> None:
+    command = [sys.executable, "-m", "relgan.cli.train", f"experiment={experiment}", "--cfg", "hydra"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert yaml.safe_load(printed)["hydra"]["sweeper"]["params"] == swept(experiment)
 
 
 @pytest.mark.parametrize(("experiment", "epochs"), [("celeba64", 200), ("generator_terms", 10)])
 def test_the_readers_experiments_on_celeba(experiment: str, epochs: int) -> None:
-    config = compose(f"experiment={experiment}")
+    config = composed(f"experiment={experiment}")
     assert (config.name, config.train.iterations, config.train.epochs) == (experiment, None, epochs)
     assert (config.dataset.name, config.dataset.image_size, config.dataset.num_images) == ("celeba", 64, None)
     assert config.dataset.split == "all"  # 202,599 faces
@@ -165,20 +173,20 @@ def test_what_the_readers_experiments_compare() -> None:
     assert swept("celeba64") == {"loss": "sgan,rsgan,ragan,ralsgan"}
     assert swept("generator_terms") == {"loss": "rasgan", "loss.generator_terms": "both,standard,fake"}
     assert {"rpgan_r1r2", "sgan"} < set(swept("stacked")["loss"].split(","))
-    stacked = compose("experiment=stacked")
+    stacked = composed("experiment=stacked")
     assert (stacked.dataset.name, stacked.model.name, stacked.loss.name) == ("stacked_mnist", "dcgan", "rpgan_r1r2")
     assert (stacked.penalty.name, stacked.penalty.weight) == ("r1r2", 1.0)
     assert "modes" in stacked.metrics.scores
 
 
 def test_the_command_line_has_the_last_word() -> None:
-    config = compose("experiment=cat256", "loss=sgan", "dataset=digits", "model=dcgan", "optimizer.lr_g=7e-7")
+    config = composed("experiment=cat256", "loss=sgan", "dataset=digits", "model=dcgan", "optimizer.lr_g=7e-7")
     assert (config.loss.name, config.dataset.name, config.optimizer.lr_g) == ("sgan", "digits", 7e-7)
 
 
 @pytest.mark.parametrize("experiment", [*PUBLISHED, *sorted(OTHERS)])
 def test_smoke_makes_any_of_them_small(experiment: str) -> None:
-    small = compose(f"experiment={experiment}", "scale=smoke")
+    small = composed(f"experiment={experiment}", "scale=smoke")
     assert small.train.iterations is not None
     assert small.train.iterations * small.train.batch_size * small.optimizer.n_critic <= 320
     assert max(small.model.width, small.model.latent_dim, small.metrics.num_images) <= 16
@@ -211,7 +219,7 @@ def test_smoke_really_runs(experiment: str, photos: Path, tmp_path: Path) -> Non
         data = ["dataset=stacked_digits", "dataset.num_images=64"]
     judge = "digits" if experiment == "stacked" else "efficientnet_lite0"
     scores = ["metrics=none"] if experiment in QUICK else [f"metrics.extractor={judge}"]
-    config = compose(f"experiment={experiment}", "scale=smoke", "tracker=none", "device=cpu", *data, *scores)
+    config = composed(f"experiment={experiment}", "scale=smoke", "tracker=none", "device=cpu", *data, *scores)
     assert train(build_run(config, tmp_path / "run")) == Outcome("finished", 0)
     assert [line["step"] for line in tiny.records(tmp_path / "run") if line["kind"] == "train"] == [1, 2, 3, 4]
     summary = tiny.summary(tmp_path / "run")

@@ -17,7 +17,7 @@ from torch import nn
 import relgan
 import tiny
 from relgan.api import TrainedRun
-from relgan.cli import sample
+from relgan.cli import evaluate, sample
 from relgan.penalties import Penalty
 from relgan.registry import PENALTIES, PenaltyOptions
 from relgan.report.collect import find_runs
@@ -135,6 +135,17 @@ def test_a_run_is_one_for_the_commands_too(run: TrainedRun, monkeypatch: pytest.
     with Image.open("sample.png") as grid, Image.open(run.directory / "samples" / "step_00000004.png") as trained:
         assert grid.tobytes() == trained.tobytes()
     assert find_runs([run.directory.parent]) == [run.directory]
+    few = ("metrics.num_images=16", "metrics.reference_images=16", "metrics.input_size=32")
+    words = (
+        str(run.directory),
+        "checkpoint=last",
+        "metrics.extractor=efficientnet_lite0",
+        "metrics.scores=[fid]",
+        *few,
+    )
+    monkeypatch.setattr(sys, "argv", ["relgan-eval", *words, "out=scores.json"])
+    evaluate.main()
+    assert json.loads(Path("scores.json").read_text())["scores"]["eval/fd_efficientnet_lite0"] > 0
 
 
 @pytest.mark.parametrize(

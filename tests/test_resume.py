@@ -81,7 +81,7 @@ def make(base: Path, name: str, status: str, *overrides: str, step: int = 2, sav
     """A run directory of the tiny configuration, with a checkpoint unless told otherwise."""
     run, config = RunDir(base / name), tiny.config(*overrides)
     run.path.mkdir(parents=True)
-    run.write_config(config)
+    run.write_config(as_values(config))
     run.write_summary({"status": status, "step": step})
     if saved:
         content: dict[str, Any] = dict.fromkeys(checkpoint.KEYS[1:])

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import tiny
+from relgan.config import as_values
 from relgan.rundir import RunDir, previous
 
 
@@ -26,7 +27,7 @@ def test_the_summary_is_strict_json_and_never_half_written(tmp_path: Path) -> No
 def test_the_configuration_is_plain_yaml_and_a_broken_one_is_none_at_all(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     assert run.read_config() == {}
-    run.write_config(tiny.config("dataset.path=café.zip", "optimizer.lr_g=1e-5"))
+    run.write_config(as_values(tiny.config("dataset.path=café.zip", "optimizer.lr_g=1e-5")))
     text = run.config.read_text(encoding="utf-8")
     assert "café.zip" in text
     assert run.read_config() == yaml.safe_load(text)

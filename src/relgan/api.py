@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from relgan.options import ConfigError, RelganError
 
 if TYPE_CHECKING:
     from relgan.generator import TrainedGenerator
+
+LOG = "train.log"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def train(
     place = Path(directory) if directory else run_directory(config, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     with _made(place), _logged(place, show=log):
         run = build_run(config, place, words)
-        outcome = train_run(run)
+        outcome = train_run(run, show=log)
     if outcome.exit_code == 128 + signal.SIGINT:
         raise KeyboardInterrupt
     if outcome.status == "interrupted":
@@ -95,7 +98,7 @@ def _check(words: Sequence[str], config_dir: str | Path | None) -> None:
 
 @contextlib.contextmanager
 def _made(directory: Path) -> Iterator[None]:
-    """The run's directory, gone again where it was refused before anything was written."""
+    """The run's directory, gone again where it was refused before anything but log lines was written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,19 +106,19 @@ def _made(directory: Path) -> Iterator[None]:
     try:
         yield
     except RelganError:
-        with contextlib.suppress(OSError):
-            directory.rmdir()
+        if {path.name for path in directory.iterdir()} <= {LOG}:
+            shutil.rmtree(directory)
         raise
 
 
 @contextlib.contextmanager
 def _logged(directory: Path, *, show: bool) -> Iterator[None]:
-    """relgan's log lines go to train.log, and to the console only if ``show``; other loggers stay as they are."""
+    """relgan's log lines go to train.log, and if ``show`` to the console; nobody else sees them."""
     from relgan.tracking.console import ConsoleHandler, FileHandler
 
     logger = logging.getLogger("relgan")
     before = logger.level, logger.propagate
-    file = FileHandler(directory / "train.log", encoding="utf-8", delay=True)
+    file = FileHandler(directory / LOG, encoding="utf-8", delay=True)
     file.setFormatter(logging.Formatter("[%(asctime)s][%(levelname)s] %(message)s"))
     handlers = [file, ConsoleHandler()] if show else [file]
     for handler in handlers:

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from relgan import resume
-from relgan.config import Config, as_values, check_batch_size, foreign_origins, run_name
+from relgan.config import Config, run_name
 from relgan.data import PackedStore, prepare
-from relgan.data.batches import Batches, Sampler
-from relgan.distributed import is_main, largest, own_part, rank, world_size
+from relgan.data.batches import Batches
+from relgan.distributed import own_part, world_size
 from relgan.losses import build_loss
-from relgan.metrics.catalogue import direction
 from relgan.networks import build_networks
-from relgan.options import ConfigError, RelganError
+from relgan.options import ConfigError
 from relgan.penalties import build_penalty
-from relgan.rundir import OccupiedError, RunDir
-from relgan.tracking.base import Context, JsonLines, Tracker, Trackers, start
-from relgan.training.engine import Eager, Iteration, build_iteration, choose_engine, choose_precision, prepare_device
-from relgan.training.optimizers import build_optimizers
+from relgan.rundir import RunDir
+from relgan.training.engine import (
+    Eager,
+    Iteration,
+    build_iteration,
+    choose_engine,
+    choose_precision,
+    prepare_device,
+)
+from relgan.training.optimizers import build_optimizers, build_schedule
 from relgan.training.run import Run
-from relgan.training.schedules import build_schedule, total_iterations
 from relgan.training.state import EMA, TrainState
-from relgan.training.update import Update
+from relgan.training.update import Precision, Update
 
 if TYPE_CHECKING:
     from relgan.metrics.evaluator import Evaluator
-
-log = logging.getLogger("relgan")
 
 
 def build_run(
@@ -57,32 +57,14 @@ def build_run(
     if origin is not None:
         config = origin.config
     device = prepare_device(config.device)
+    precision = choose_precision(config.precision, device)
+    engine = choose_engine(config.engine, device, accumulate=config.train.accumulate, ranks=world_size())
     store = prepare(config.dataset)
-    total = total_iterations(config.train, config.optimizer.n_critic, len(store))
-    state, update, engine = _build_training(config, store, device)
+    state = _build_state(config, store, device, captured=engine == "cudagraph")
     if origin is not None:
         resume.restore(origin, state, store)
-    if state.step > total:
-        raise ConfigError("train.iterations", f"the checkpoint is at {state.step} updates already; give more")
-    evaluator = _build_evaluator(config, store, device)
+    update = _build_update(config, state, precision)
     engine, iteration = _build_iteration(config, engine, update, store.channels)
-    # Together: no rank may still be looking for what to continue when rank 0 begins to write.
-    if (newest := largest(state.step)) != state.step:
-        raise RelganError(f"resume: other ranks continue at update {newest}, this one finds {state.step}")
-    lock = _occupy(directory)
-    logged = resume.last_logged(directory)
-    if is_main():
-        directory.write_config(config)
-        resume.truncate(directory, origin, state, total)
-    context = Context(
-        run_dir=directory.path,
-        group=group or run_name(config),
-        job_type=job_type,
-        tags=[config.loss.name, update.loss.form, config.dataset.name],
-        options=as_values(config),
-        run_id=None if origin is None else origin.tracker_run_id,
-        logged=logged,
-    )
     run = Run(
         config=config,
         dir=directory,
@@ -91,72 +73,50 @@ def build_run(
         update=update,
         iteration=iteration,
         engine=engine,
-        evaluator=evaluator,
-        trackers=_build_trackers(config, context),
-        total=total,
+        evaluator=_build_evaluator(config, store, device),
         command=list(words),
-        lock=lock,
         resumed_from=None if origin is None else str(origin.path),
-        foreign=foreign_origins(config),
     )
-    run.write_summary("running")
-    if origin is not None:
-        log.info("continuing from %s at update %d", origin.path, state.step)
+    if state.step > run.total:
+        raise ConfigError("train.iterations", f"the checkpoint is at {state.step} updates already; give more")
+    resume.begin(run, origin, group=group or run_name(config), job_type=job_type)
     return run
 
 
-def _occupy(directory: RunDir) -> FileLock:
-    """Create the directory and keep every other run from training in it until rank 0 releases the lock."""
-    try:
-        directory.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory.lock)
-        if is_main():
-            lock.acquire(blocking=False)
-    except Timeout as error:
-        raise OccupiedError(f"{directory.path} is being trained in by another process") from error
-    except OSError as error:
-        raise ConfigError("hydra.run.dir", f"{directory.path}: {error.strerror}") from error
-    return lock
-
-
-def _build_training(config: Config, store: PackedStore, device: torch.device) -> tuple[TrainState, Update, str]:
-    """What is trained, by what, and in which engine."""
-    engine = choose_engine(config.engine, device, accumulate=config.train.accumulate, ranks=world_size())
+def _build_state(config: Config, store: PackedStore, device: torch.device, *, captured: bool) -> TrainState:
+    """What is trained."""
     torch.manual_seed(config.seed)
     generator, critic = build_networks(config.model, config.dataset.image_size, store.channels)
     for network in (generator, critic):
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # Apple's fused kernel does not know the mask that keeps weights from a gradient that is not finite.
-    optimizers = build_optimizers(
-        config.optimizer, generator, critic, fused=device.type != "mps", captured=engine == "cudagraph"
-    )
-    check_batch_size(config, world_size())
-    own_batch = config.train.batch_size // world_size()
-    sampler = Sampler(len(store), own_batch, config.dataset.sampling, config.seed, rank(), world_size())
-    state = TrainState(
+    optimizers = build_optimizers(config.optimizer, generator, critic, captured=captured)
+    return TrainState(
         generator=generator,
         critic=critic,
-        ema=EMA(generator, config.train.ema_decay),
         optimizers=optimizers,
         schedules=(
             build_schedule(config.optimizer, optimizers[0]),
             build_schedule(config.optimizer, optimizers[1]),
         ),
-        batches=Batches(store, sampler, device, config.dataset.hflip, config.dataset.residence),
+        ema=EMA(generator, config.train.ema_decay),
+        batches=Batches.of(store, config.dataset, config.train.batch_size, config.seed, device),
         device=device,
     )
-    update = Update(
-        generator=generator,
-        critic=critic,
+
+
+def _build_update(config: Config, state: TrainState, precision: Precision) -> Update:
+    """By what it is trained."""
+    return Update(
+        generator=state.generator,
+        critic=state.critic,
         loss=build_loss(config.loss),
         penalty=build_penalty(config.penalty),
-        optimizer_g=optimizers[0],
-        optimizer_d=optimizers[1],
-        precision=choose_precision(config.precision, device),
+        optimizer_g=state.optimizers[0],
+        optimizer_d=state.optimizers[1],
+        precision=precision,
         pack=getattr(config.model, "pack", 1),
         accumulate=config.train.accumulate,
     )
-    return state, update, engine
 
 
 def _build_iteration(config: Config, engine: str, update: Update, channels: int) -> tuple[str, Iteration]:
@@ -175,9 +135,6 @@ def _build_iteration(config: Config, engine: str, update: Update, channels: int)
 
 
 def _build_evaluator(config: Config, store: PackedStore, device: torch.device) -> Evaluator | None:
-    wanted = config.metrics.objective
-    if wanted is not None and (not config.metrics.scores or direction(wanted) is None):
-        raise ConfigError("metrics.objective", f"{wanted} is not computed, or is no score with a best value")
     if not config.metrics.scores:
         return None
     # Here, because torchmetrics takes seconds to import, which a run without scores should not pay.
@@ -191,11 +148,3 @@ def _build_evaluator(config: Config, store: PackedStore, device: torch.device) -
         seed=config.seed,
         device=device,
     )
-
-
-def _build_trackers(config: Config, context: Context) -> Tracker:
-    if not is_main():
-        return Tracker()
-    local = JsonLines(RunDir(context.run_dir).metrics)
-    other = start(config.tracker, context)
-    return Trackers([local], [] if other is None else [other])

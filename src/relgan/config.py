@@ -179,7 +179,8 @@ def every_option() -> dict[str, tuple[Option, list[str]]]:
     The list is empty where it does not depend on a choice.
     """
     found: dict[str, tuple[Option, list[str]]] = {}
-    for each in walk(Config(metrics=metrics_class()())):
+    default = {each.name: each for each in walk(Config(metrics=metrics_class()()))}
+    for each in default.values():
         group = each.name.partition(".")[0]
         if group not in GROUPS or "." not in each.name:
             found[each.name] = (each, [])
@@ -187,7 +188,7 @@ def every_option() -> dict[str, tuple[Option, list[str]]]:
         if group not in {name.partition(".")[0] for name in found}:
             for name, entry in GROUPS[group].items():
                 for own in walk(entry.options, f"{group}."):
-                    found.setdefault(own.name, (own, []))[1].append(name)
+                    found.setdefault(own.name, (default.get(own.name, own), []))[1].append(name)
     return found
 
 
@@ -256,9 +257,9 @@ def foreign_parts(values: Mapping[str, Any]) -> list[str]:
     return [part for part, (registry, name) in _parts(values).items() if name not in registry]
 
 
-def foreign_origins(config: Config) -> dict[str, str]:
+def foreign_origins(values: Mapping[str, Any]) -> dict[str, str]:
     """The parts of a configuration that are not relgan's own, and the module each comes from."""
-    entries = {part: registry[name] for part, (registry, name) in _parts(as_values(config)).items()}
+    entries = {part: registry[name] for part, (registry, name) in _parts(values).items()}
     return {part: entry.origin for part, entry in entries.items() if entry.foreign}
 
 

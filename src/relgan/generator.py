@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,8 @@ class TrainedGenerator:
         weights: "ema", a moving average, or "raw".
     """
 
-    module: nn.Module
-    config: Config
+    module: nn.Module = field(repr=False)
+    config: Config = field(repr=False)
     channels: int
     step: int
     weights: str
@@ -138,10 +138,13 @@ def _rebuilt(config: Config, channels: int, state: Mapping[str, Tensor], device:
 
 def to_safetensors(trained: TrainedGenerator) -> bytes:
     """Its weights, and in the metadata what :func:`from_safetensors` needs to build the network again."""
+    values = as_values(trained.config)
+    # The file is made to be given away; where the images were on this machine is nobody's business.
+    values["dataset"]["path"] = None
     about = {
         "format": FORMAT,
-        "config": as_values(trained.config),
-        "foreign": foreign_origins(trained.config),
+        "config": values,
+        "foreign": foreign_origins(values),
         "channels": trained.channels,
         "step": trained.step,
         "weights": trained.weights,

@@ -60,7 +60,8 @@ def grid(images: Tensor, *, columns: int | None = None, gap: int = 2, separate_c
         images = torch.cat([images, *grey], dim=3)
     n, _, height, width = images.shape
     columns = columns or max(1, math.ceil(math.sqrt(n * height / width)))
-    return make_grid(images.cpu(), nrow=columns, padding=gap, pad_value=255).permute(1, 2, 0)
+    tiled: Tensor = make_grid(images.cpu(), nrow=columns, padding=gap, pad_value=255)
+    return tiled.permute(1, 2, 0)
 
 
 def save_png(picture: Tensor, path: Path) -> None:

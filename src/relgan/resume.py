@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from relgan.config import Config, as_values, foreign_parts, overlay, resolve
 from relgan.files import atomic_write
 from relgan.options import ConfigError, RelganError, flatten
-from relgan.rundir import RunDir
+from relgan.rundir import OccupiedError, RunDir
+from relgan.tracking.base import Context, Tracker, open_trackers
 
 if TYPE_CHECKING:
     from relgan.data import PackedStore
+    from relgan.training.run import Run
     from relgan.training.state import TrainState
 
 log = logging.getLogger("relgan")
@@ -134,6 +138,8 @@ def refuse_foreign(config: Mapping[str, Any], foreign: Mapping[str, str], path: 
     if missing := foreign_parts(config):
         part = missing[0]
         module = foreign.get(part, "a plugin")
+        if module == "__main__":
+            raise ConfigError("plugins", f"{path} needs {part}, which a notebook or script registered; run that first")
         given = ",".join(config.get("plugins") or [module])
         raise ConfigError(
             "plugins",
@@ -146,7 +152,7 @@ def restore(origin: Origin, state: TrainState, store: PackedStore) -> None:
     """Put the checkpoint's state into the new objects.
 
     Raises:
-        RelganError: it was trained on other images, or the networks do not fit.
+        RelganError: it was trained on other images or for longer than is now asked for, or the networks do not fit.
     """
     before, now = origin.content["data_fingerprint"], store.fingerprint
     if before != now:
@@ -155,6 +161,58 @@ def restore(origin: Origin, state: TrainState, store: PackedStore) -> None:
     if not origin.in_place:
         # What another directory's run was scored belongs to it.
         state.history = type(state.history)(visited=state.history.visited)
+
+
+def begin(run: Run, origin: Origin | None, *, group: str, job_type: str) -> None:
+    """Give the run its directory: nobody else's, with its config.yaml, without records that are written again.
+
+    Args:
+        group: what a tracker shows together.
+        job_type: what kind of run this is to a tracker.
+
+    Raises:
+        OccupiedError: another process is training there.
+        RelganError: it cannot be written; or the ranks do not go on at the same update.
+    """
+    from relgan.distributed import is_main, largest
+
+    # Together: no rank may still be looking for what to continue when rank 0 begins to write.
+    if (newest := largest(run.state.step)) != run.state.step:
+        raise RelganError(f"resume: other ranks continue at update {newest}, this one finds {run.state.step}")
+    run.lock = _occupy(run.dir)
+    logged = last_logged(run.dir)
+    if is_main():
+        run.dir.write_config(run.values)
+        truncate(run.dir, origin, run.state, run.total)
+    context = Context(
+        run_dir=run.dir.path,
+        group=group,
+        job_type=job_type,
+        tags=[run.config.loss.name, run.update.loss.form, run.config.dataset.name],
+        options=run.values,
+        run_id=None if origin is None else origin.tracker_run_id,
+        logged=logged,
+    )
+    run.trackers = open_trackers(run.config.tracker, context, run.dir.metrics) if is_main() else Tracker()
+    run.write_summary("running")
+    if origin is not None:
+        log.info("continuing from %s at update %d", origin.path, run.state.step)
+
+
+def _occupy(directory: RunDir) -> FileLock:
+    """Create the directory and keep every other run from training in it until rank 0 releases the lock."""
+    from relgan.distributed import is_main
+
+    try:
+        directory.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory.lock)
+        if is_main():
+            lock.acquire(blocking=False)
+    except Timeout as error:
+        raise OccupiedError(f"{directory.path} is being trained in by another process") from error
+    except OSError as error:
+        raise ConfigError("hydra.run.dir", f"{directory.path}: {error.strerror}") from error
+    return lock
 
 
 def last_logged(directory: RunDir) -> dict[str, int]:

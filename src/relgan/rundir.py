@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relgan.config import Config, as_values
 from relgan.files import atomic_write
 from relgan.options import RelganError
 
@@ -71,10 +70,10 @@ class RunDir:
             with contextlib.suppress(OSError):
                 path.unlink()
 
-    def write_config(self, config: Config) -> None:
+    def write_config(self, values: Mapping[str, Any]) -> None:
         import yaml
 
-        text = yaml.safe_dump(as_values(config), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
         with atomic_write(self.config) as file:
             file.write(text.encode())
 

@@ -13,9 +13,9 @@ import tiny
 from relgan.builtin import Cnn32Options, ConvOptions
 from relgan.config import resolve
 from relgan.networks import build_networks
-from relgan.networks.blocks import pack
 from relgan.options import ConfigError
 from relgan.registry import MODELS, ModelOptions, register_model
+from relgan.training.update import pack
 
 CASES = [("dcgan", 32), ("dcgan", 64), ("dcgan", 128), ("dcgan", 256), ("cnn32", 32)]
 
@@ -335,8 +335,8 @@ def test_channels_last_gives_the_same_numbers(name: str, spectral: bool, upsampl
     options = tiny.model(name, width=4, spectral_norm=spectral, upsample=upsample)
     generator, critic = build_networks(options, 32, 3)
     z = torch.randn(4, 128)
-    fast_g = copy.deepcopy(generator).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fast_d = copy.deepcopy(critic).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast_g = copy.deepcopy(generator).to(memory_format=torch.channels_last)
+    fast_d = copy.deepcopy(critic).to(memory_format=torch.channels_last)
     images = fast_g(z)
     assert images.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(images, generator(z), rtol=1e-4, atol=1e-5)

@@ -189,12 +189,16 @@ def test_the_registry_builds_a_tracker_or_none(tmp_path: Path, mine: Callable[[o
     listener = Listener()
     options = mine(listener)
     assert start(options, context) is listener
-    with pytest.raises(ConfigError, match=r"^tracker\.name: 'mime' is not one of wandb, none, mine; did you mean mine\?$"):
+    with pytest.raises(
+        ConfigError, match=r"^tracker\.name: 'mime' is not one of wandb, none, mine; did you mean mine\?$"
+    ):
         start(TrackerOptions("mime"), context)
 
 
 def test_what_is_no_tracker_is_refused(tmp_path: Path, mine: Callable[[object], TrackerOptions]) -> None:
-    with pytest.raises(ConfigError, match=r"^tracker\.name: mine builds a list, not a relgan\.tracking\.base\.Tracker$"):
+    with pytest.raises(
+        ConfigError, match=r"^tracker\.name: mine builds a list, not a relgan\.tracking\.base\.Tracker$"
+    ):
         start(mine([]), Context(run_dir=tmp_path, group="g", job_type="train"))
 
 

@@ -111,7 +111,7 @@ def test_a_restored_average_continues_bitwise() -> None:
 @pytest.mark.parametrize("name", ["dcgan", "cnn32"])
 def test_generators_with_spectral_norm_in_channels_last(name: str) -> None:
     generator, _ = build_networks(tiny.model(name, width=4, generator_spectral_norm=True), 32, 3)
-    generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator.to(memory_format=torch.channels_last)
     ema = EMA(generator, 0.5)
     generator(torch.randn(4, 128))
     ema.update(generator)

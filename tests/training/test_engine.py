@@ -15,8 +15,8 @@ from relgan.config import OptimizerConfig
 from relgan.networks import build_networks
 from relgan.options import ConfigError
 from relgan.training.engine import Captured, Eager, Results, Snapshot, agree, build_iteration, choose_engine
-from relgan.training.optimizers import build_optimizers, load_optimizer_state, optimizer_state
-from relgan.training.schedules import build_schedule
+from relgan.training.optimizers import build_optimizers, build_schedule
+from relgan.training.state import load_optimizer_state, optimizer_state
 from relgan.training.update import Update
 
 CPU = torch.device("cpu")

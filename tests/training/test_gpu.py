@@ -22,6 +22,9 @@ pytestmark = [
 ]
 
 
+UPDATES = [("sgan", Penalty()), ("ragan", Penalty()), ("rsgan", tiny.penalty("r1r2"))]
+
+
 def _update(device: str, networks: tuple[torch.nn.Module, torch.nn.Module], loss: str, penalty: Penalty) -> Update:
     generator, critic = (copy.deepcopy(n).to(device, memory_format=torch.channels_last) for n in networks)
     optimizer_g, optimizer_d = build_optimizers(OptimizerConfig(lr_g=2e-4, lr_d=2e-4), generator, critic)
@@ -36,7 +39,9 @@ def _update(device: str, networks: tuple[torch.nn.Module, torch.nn.Module], loss
     )
 
 
-@pytest.mark.parametrize(("loss", "penalty"), [("sgan", Penalty()), ("ragan", Penalty()), ("rsgan", tiny.penalty("r1r2"))])
+@pytest.mark.parametrize(
+    ("loss", "penalty"), [("sgan", Penalty()), ("ragan", Penalty()), ("rsgan", tiny.penalty("r1r2"))]
+)
 def test_cuda_equals_cpu_in_fp32(loss: str, penalty: Penalty) -> None:
     """The same updates from the same weights, images and latents, within float32's rounding."""
     torch.manual_seed(0)

@@ -23,7 +23,8 @@ from relgan.cli import workers
 from relgan.cli.command import Line, answered, fail, guard, is_rank
 from relgan.cli.compose import STARTED, conf_dir, explain_config, open_line, to_config
 from relgan.cli.sweep import worst
-from relgan.config import Config
+from relgan.config import Config, check_batch_size
+from relgan.metrics.catalogue import direction
 from relgan.options import ConfigError, RelganError
 from relgan.registry import load_plugins
 from relgan.rundir import OccupiedError, RunDir
@@ -129,6 +130,13 @@ def train(config: Config, run_dir: Path) -> float | None:
     if sweeping and summary.get("status") in ("finished", "diverged"):
         log.info("already %s: %s", summary["status"], run_dir)
         return objective(config, summary, worst(hydra_config))
+    wanted = config.metrics.objective
+    if wanted is not None and (not config.metrics.scores or direction(wanted) is None):
+        raise ConfigError("metrics.objective", f"{wanted} is not computed, or is no score with a best value")
+    if is_rank():
+        from relgan.distributed import world_size
+
+        check_batch_size(config, world_size())
     if sweeping and config.resume is None:
         config = dataclasses.replace(config, resume="auto")
 

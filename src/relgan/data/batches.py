@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from relgan.data.store import PackedStore
+from relgan.distributed import rank, world_size
 from relgan.images import to_float
 from relgan.options import ConfigError
+from relgan.registry import DatasetOptions
 
 log = logging.getLogger("relgan")
 
@@ -101,6 +103,15 @@ class Batches:
             residence = "device" if _fits(store, device) else "host"
         self._host = store.images
         self._resident = _to_device(store, device) if residence == "device" else None
+
+    @classmethod
+    def of(
+        cls, store: PackedStore, options: DatasetOptions, batch_size: int, seed: int, device: torch.device
+    ) -> Batches:
+        """This rank's part of batches of ``batch_size`` images."""
+        own = batch_size // world_size()
+        sampler = Sampler(len(store), own, options.sampling, seed, rank(), world_size())
+        return cls(store, sampler, device, options.hflip, options.residence)
 
     def next(self) -> Tensor:
         """float32 (N, C, H, W) in [−1, 1], channels_last, on the device."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relgan.cache import progress_bar
+from relgan.cache import fixed_subset, progress_bar
 from relgan.data.decode import Unusable
 from relgan.data.sources import Source
 from relgan.data.store import PackedStore, StoreWriter
@@ -44,15 +44,14 @@ class _Chunk:
     skipped: list[tuple[int, str, str]]
 
 
-def pack(
-    source: Source, path: Path, size: int, indices: NDArray[np.int64], meta: dict[str, Any], progress: bool
-) -> PackedStore:
-    """Read the images ``indices`` of ``source`` into a new store at ``path``.
+def pack(source: Source, path: Path, size: int, count: int | None, meta: dict[str, Any], progress: bool) -> PackedStore:
+    """Read (a fixed random ``count`` of) the images of ``source`` into a new store at ``path``.
 
     Raises:
         ConfigError: no image could be used.
         RelganError: the source gives something else than images, or a process that reads it ends early.
     """
+    indices = fixed_subset(len(source), count)
     skipped: Counter[str] = Counter(source.dropped)
     named: list[str] = []
     with StoreWriter(path, size, size, source.channels) as writer:

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from relgan.cache import cache_dir, fixed_subset, keyed, load_or_make
+from relgan.cache import cache_dir, keyed, load_or_make
 from relgan.data.archives import identity, locate
 from relgan.data.pack import pack
 from relgan.data.sources import Source
@@ -72,9 +72,8 @@ def _make(path: Path, options: DatasetOptions, progress: bool) -> PackedStore:
     if not isinstance(source, Source):
         given = f"dataset={options.name} gives a {type(source).__name__}"
         raise ConfigError("dataset.name", f"{given}, not a relgan.data.sources.Source")
-    indices = fixed_subset(len(source), options.num_images)
     meta = {"name": options.name, "split": options.split, "source": options.path}
-    return pack(source, path, options.image_size, indices, meta, progress)
+    return pack(source, path, options.image_size, options.num_images, meta, progress)
 
 
 def _check_count(store: PackedStore, options: DatasetOptions) -> None:

@@ -21,7 +21,7 @@ def build_networks(options: ModelOptions, image_size: int, channels: int) -> tup
     Returns:
         generator: (N, latent_dim) to images (N, channels, S, S) in [−1, 1];
         critic: images (N, channels, S, S) to logits (N,), (N, 1) or (N, 1, H, W); with ``options.pack`` = k it takes
-        what :func:`relgan.networks.blocks.pack` returns, (N/k, k·channels, S, S), and gives the logits of N/k.
+        what :func:`relgan.training.update.pack` returns, (N/k, k·channels, S, S), and gives the logits of N/k.
 
     Raises:
         ConfigError: an unknown name, a size it cannot make, or networks of other shapes than these.

@@ -15,26 +15,6 @@ from relgan.builtin import ConvOptions
 from relgan.distributed import global_mean, is_distributed, world_size
 
 
-def pack(images: Tensor, k: int) -> Tensor:
-    """Stack each k neighbouring images on the channel axis (PacGAN, Lin et al. 2018).
-
-    Args:
-        images: (N, C, H, W), N a multiple of k.
-
-    Returns:
-        (N/k, k·C, H, W), in the memory format of ``images``.
-    """
-    if len(images) % k:
-        raise ValueError(f"{len(images)} images cannot be packed by {k}")
-    if k == 1:
-        return images
-    n, channels, height, width = images.shape
-    packed = images.reshape(n // k, k * channels, height, width)
-    if images.is_contiguous(memory_format=torch.channels_last):
-        return packed.contiguous(memory_format=torch.channels_last)
-    return packed
-
-
 class SpectralNorm(_SpectralNorm):
     """torch's spectral norm, with the power iteration in the weight's own precision under autocast too."""
 

@@ -83,6 +83,12 @@ def start(options: TrackerOptions, context: Context) -> Tracker | None:
     return tracker
 
 
+def open_trackers(options: TrackerOptions, context: Context, metrics: Path) -> Trackers:
+    """metrics.jsonl and, beside it, the tracker that ``options`` choose."""
+    other = start(options, context)
+    return Trackers([JsonLines(metrics)], [] if other is None else [other])
+
+
 class JsonLines(Tracker):
     """metrics.jsonl: one JSON object a line, on disk as soon as it is logged.
 

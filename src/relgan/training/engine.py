@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor
 
 from relgan.options import ConfigError
-from relgan.training.optimizers import set_rate
-from relgan.training.state import rng_state, set_rng_state
+from relgan.training.state import Snapshot, without_learning
 from relgan.training.update import CriticResult, GeneratorResult, Precision, Update
 
 log = logging.getLogger("relgan")
@@ -193,7 +191,7 @@ def cuda_graph(work: Callable[[], T], undo: Callable[[], None]) -> tuple[Callabl
 class Captured:
     """An eager iteration recorded once and replayed: no time between its hundreds of small kernels.
 
-    The optimizers must have been built with ``captured`` (``relgan.training.schedule``).
+    The optimizers must have been built with ``captured`` (``relgan.training.optimizers``).
 
     Args:
         eager: left in the state it is in.
@@ -215,40 +213,13 @@ class Captured:
         return self._results
 
 
-class Snapshot:
-    """An update's weights, buffers, optimizers and random numbers, to be put back into the same memory."""
-
-    def __init__(self, update: Update) -> None:
-        self._update = update
-        self._saved = {id(tensor): tensor.detach().clone() for tensor in _tensors(update)}
-        self._random = rng_state(update.precision.device)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for tensor in _tensors(self._update):
-            # An optimizer's state begins, at its first update, as zeros.
-            saved = self._saved.get(id(tensor))
-            tensor.copy_(torch.zeros_like(tensor) if saved is None else saved)
-        set_rng_state(self._random, self._update.precision.device)
-
-
-def _tensors(update: Update) -> Iterator[Tensor]:
-    yield update.diverged
-    for network in (update.generator, update.critic):
-        yield from network.parameters()
-        yield from network.buffers()
-    for optimizer in (update.optimizer_g, update.optimizer_d):
-        for state in optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
-
-
 def agree(first: Iteration, second: Iteration, update: Update, reals: Sequence[Tensor]) -> bool:
     """Whether two ways to run ``update`` come to the same losses and gradient norms from its present state.
 
     Nothing is learnt meanwhile: Adam's first updates are signs, which blow rounding up to whole steps.
     """
     numbers = []
-    with _without_learning(update):
+    with without_learning(update):
         for iteration in (first, second):
             snapshot = Snapshot(update)
             critic, generator = iteration(reals)
@@ -257,17 +228,3 @@ def agree(first: Iteration, second: Iteration, update: Update, reals: Sequence[T
             snapshot.restore()
     # Two kernels may round bfloat16, of 8 bits, in different orders.
     return torch.allclose(numbers[0], numbers[1], rtol=5e-2, atol=2e-2, equal_nan=True)
-
-
-@contextlib.contextmanager
-def _without_learning(update: Update) -> Iterator[None]:
-    """Learning rates of 0, in the tensors that a graph reads."""
-    groups = [group for optimizer in (update.optimizer_g, update.optimizer_d) for group in optimizer.param_groups]
-    rates = [float(group["lr"]) for group in groups]
-    try:
-        for group in groups:
-            set_rate(group, 0.0)
-        yield
-    finally:
-        for group, rate in zip(groups, rates, strict=True):
-            set_rate(group, rate)

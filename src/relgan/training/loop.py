@@ -18,8 +18,8 @@ from relgan.networks.sampling import UNSCORABLE
 from relgan.rundir import previous
 from relgan.tracking.console import ProgressBar, training_line
 from relgan.training import checkpoint
+from relgan.training.optimizers import epoch_of, is_due, quarters
 from relgan.training.run import Run, Status
-from relgan.training.schedules import epoch_of, is_due, quarters
 from relgan.training.signals import REQUEUING, StopRequested, StopSignals, requeue
 from relgan.training.update import CriticResult, GeneratorResult
 
@@ -55,11 +55,15 @@ class Speed:
         return self.images_per_iteration / statistics.median(measured) if measured else None
 
 
-def train(run: Run) -> Outcome:
-    """Train until the configured end, a signal, or a loss that is not finite; the run directory tells the rest."""
+def train(run: Run, *, show: bool = True) -> Outcome:
+    """Train until the configured end, a signal, or a loss that is not finite; the run directory tells the rest.
+
+    Args:
+        show: a progress bar, where standard output is a terminal.
+    """
     outcome = Outcome("failed", 1)
     signals = StopSignals()
-    loop = Loop(run, signals)
+    loop = Loop(run, signals, show=show)
     try:
         with signals:
             outcome = loop.run_until_done()
@@ -78,9 +82,9 @@ def train(run: Run) -> Outcome:
 class Loop:
     """One run in progress. Every method is called between whole generator updates."""
 
-    def __init__(self, run: Run, signals: StopSignals) -> None:
+    def __init__(self, run: Run, signals: StopSignals, *, show: bool = True) -> None:
         self.run = run
-        self.signals = signals
+        self.signals, self.show = signals, show
         self.state = run.state
         self.config = run.config
         self.speed = Speed(run.config.train.batch_size * run.config.optimizer.n_critic)
@@ -108,7 +112,7 @@ class Loop:
             self.score()
         elif not state.history.visited and state.step < run.total:
             self.visit()
-        with ProgressBar(run.total, state.step, visible=is_main()) as bar:
+        with ProgressBar(run.total, state.step, visible=self.show and is_main()) as bar:
             self.restart_clock()
             while state.step < run.total:
                 self.check_signals()
@@ -251,7 +255,7 @@ class Loop:
                 checkpoint.save(content, directory.kept(self.state.step), keep_previous=False)
             checkpoint.save(content, directory.last)
             if not directory.config.exists():  # the directory was deleted meanwhile
-                directory.write_config(self.config)
+                directory.write_config(self.run.values)
         except OSError as error:
             log.warning("last.pt could not be written (%s); training goes on and tries again", error)
             return False

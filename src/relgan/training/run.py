@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +14,7 @@ import torch
 from filelock import BaseFileLock
 from torch import Tensor, nn
 
-from relgan.config import Config, as_values
+from relgan.config import Config, as_values, foreign_origins
 from relgan.data.store import PackedStore
 from relgan.distributed import is_main, world_size
 from relgan.environment import git_commit, hardware, peak_memory_bytes, versions
@@ -23,6 +24,7 @@ from relgan.registry import DATASETS
 from relgan.rundir import RunDir
 from relgan.tracking.base import Tracker
 from relgan.training.engine import Iteration
+from relgan.training.optimizers import total_iterations
 from relgan.training.state import TrainState
 from relgan.training.update import Update
 
@@ -48,17 +50,30 @@ class Run:
     iteration: Iteration
     engine: str
     evaluator: Evaluator | None
-    trackers: Tracker
-    total: int
     command: list[str]
-    lock: BaseFileLock
     resumed_from: str | None
-    foreign: dict[str, str]
-    """Parts of the configuration that are other people's code, and the module of each."""
+    trackers: Tracker = field(init=False)
+    lock: BaseFileLock = field(init=False)
+    """Both are there once the run has its directory (relgan.resume.begin)."""
 
     @property
     def device(self) -> torch.device:
         return self.state.device
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The configuration as plain values."""
+        return as_values(self.config)
+
+    @cached_property
+    def foreign(self) -> dict[str, str]:
+        """Parts of the configuration that are other people's code, and the module of each."""
+        return foreign_origins(self.values)
+
+    @property
+    def total(self) -> int:
+        """Generator updates of the whole run."""
+        return total_iterations(self.config.train, self.config.optimizer.n_critic, len(self.store))
 
     def describe(self) -> str:
         config, store = self.config, self.store
@@ -66,10 +81,11 @@ class Run:
         weight = f" {config.penalty.weight:g}" if hasattr(config.penalty, "weight") else ""
         penalty = "" if config.penalty.name == "none" else f" + {config.penalty.name}{weight}"
         width = f" width {config.model.width}" if hasattr(config.model, "width") else ""
+        computing = f"{self.device.type}{ranks} {self.update.precision.name} {self.engine}"
         return (
             f"{config.loss.name}{penalty} · {config.model.name}{width} · {store.meta['name']} "
             f"{len(store):,} images {store.image_size}×{store.image_size}×{store.channels} · "
-            f"{self.device.type}{ranks} {self.update.precision.name} {self.engine} · seed {config.seed} · {self.dir.path}"
+            f"{computing} · seed {config.seed} · {self.dir.path}"
         )
 
     @property
@@ -147,7 +163,7 @@ class Run:
         """What :func:`relgan.training.checkpoint.save` writes."""
         return {
             **self.state.state_dict(),
-            "config": as_values(self.config),
+            "config": self.values,
             "channels": self.store.channels,
             "data_fingerprint": self.store.fingerprint,
             "tracker_run_id": self.trackers.run_id,

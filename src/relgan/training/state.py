@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from relgan.data.batches import Batches
 from relgan.distributed import broadcast
 from relgan.metrics.catalogue import direction
 from relgan.options import RelganError
-from relgan.training.optimizers import load_optimizer_state, optimizer_state
+from relgan.training.update import Update
 
 
 class EMA:
@@ -163,6 +164,39 @@ class TrainState:
         set_rng_state(state["rng"], self.device)
 
 
+# How an optimizer computes, not what; and the learning rate, a number or a tensor.
+_OWN = ("lr", "initial_lr", "fused", "foreach", "capturable")
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Its state_dict, the learning rate as a plain number whatever the engine."""
+    state = optimizer.state_dict()
+    numbers = [{key: float(group[key]) for key in _OWN[:2] if key in group} for group in state["param_groups"]]
+    return {**state, "param_groups": [group | n for group, n in zip(state["param_groups"], numbers, strict=True)]}
+
+
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Continue from :func:`optimizer_state` of any engine in the manner of this one."""
+    own = [{key: group[key] for key in _OWN if key in group} for group in optimizer.param_groups]
+    flags = [{key: value for key, value in group.items() if key not in _OWN[:2]} for group in own]
+    # With them in place, load_state_dict also puts the step counts on the device where this engine wants them.
+    groups = [saved | ours for saved, ours in zip(state["param_groups"], flags, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for group, kept, saved in zip(optimizer.param_groups, own, state["param_groups"], strict=True):
+        group.update(kept)
+        for key in _OWN[:2]:
+            if key in saved:
+                set_rate(group, saved[key], key)
+
+
+def set_rate(group: dict[str, Any], rate: float, key: str = "lr") -> None:
+    """Set a group's learning rate, in its tensor where it has one, which a CUDA graph reads."""
+    if isinstance(group.get(key), Tensor):
+        group[key].fill_(rate)
+    else:
+        group[key] = rate
+
+
 def rng_state(device: torch.device) -> dict[str, Tensor]:
     """States of torch's default generators that training draws from."""
     states = {"cpu": torch.get_rng_state()}
@@ -180,3 +214,44 @@ def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
     elif device.type == "mps" and "mps" in states:
         torch.mps.set_rng_state(states["mps"])
+
+
+class Snapshot:
+    """An update's weights, buffers, optimizers and random numbers, to be put back into the same memory."""
+
+    def __init__(self, update: Update) -> None:
+        self._update = update
+        self._saved = {id(tensor): tensor.detach().clone() for tensor in _tensors(update)}
+        self._random = rng_state(update.precision.device)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensor in _tensors(self._update):
+            # An optimizer's state begins, at its first update, as zeros.
+            saved = self._saved.get(id(tensor))
+            tensor.copy_(torch.zeros_like(tensor) if saved is None else saved)
+        set_rng_state(self._random, self._update.precision.device)
+
+
+def _tensors(update: Update) -> Iterator[Tensor]:
+    yield update.diverged
+    for network in (update.generator, update.critic):
+        yield from network.parameters()
+        yield from network.buffers()
+    for optimizer in (update.optimizer_g, update.optimizer_d):
+        for state in optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+@contextlib.contextmanager
+def without_learning(update: Update) -> Iterator[None]:
+    """Learning rates of 0, in the tensors that a graph reads."""
+    groups = [group for optimizer in (update.optimizer_g, update.optimizer_d) for group in optimizer.param_groups]
+    rates = [float(group["lr"]) for group in groups]
+    try:
+        for group in groups:
+            set_rate(group, 0.0)
+        yield
+    finally:
+        for group, rate in zip(groups, rates, strict=True):
+            set_rate(group, rate)

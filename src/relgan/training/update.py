@@ -12,7 +12,7 @@ from torch.optim import Adam, Optimizer
 
 from relgan.distributed import average_gradients, global_mean
 from relgan.losses import Loss
-from relgan.networks.blocks import SpectralNorm, pack
+from relgan.networks.blocks import SpectralNorm
 from relgan.penalties import Penalty
 
 Forward = Callable[[Tensor], Tensor]
@@ -167,6 +167,26 @@ def _masked_step(optimizer: Optimizer, gradients: Iterable[Tensor], masked: Tens
         for gradient in gradients:
             gradient.copy_(torch.where(masked > 0, 0.0, gradient))
     optimizer.step()
+
+
+def pack(images: Tensor, k: int) -> Tensor:
+    """Stack each k neighbouring images on the channel axis (PacGAN, Lin et al. 2018).
+
+    Args:
+        images: (N, C, H, W), N a multiple of k.
+
+    Returns:
+        (N/k, k·C, H, W), in the memory format of ``images``.
+    """
+    if len(images) % k:
+        raise ValueError(f"{len(images)} images cannot be packed by {k}")
+    if k == 1:
+        return images
+    n, channels, height, width = images.shape
+    packed = images.reshape(n // k, k * channels, height, width)
+    if images.is_contiguous(memory_format=torch.channels_last):
+        return packed.contiguous(memory_format=torch.channels_last)
+    return packed
 
 
 @contextlib.contextmanager

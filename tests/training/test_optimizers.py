@@ -8,8 +8,7 @@ from torch import nn
 from torch.optim import Adam, RMSprop
 
 from relgan.config import OptimizerConfig, TrainConfig
-from relgan.training.optimizers import build_optimizers
-from relgan.training.schedules import build_schedule, epoch_of, is_due, quarters, total_iterations
+from relgan.training.optimizers import build_optimizers, build_schedule, epoch_of, is_due, quarters, total_iterations
 
 
 def test_each_network_has_its_own_learning_rate() -> None:
