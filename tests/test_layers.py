@@ -1,4 +1,4 @@
-"""The shape of the source tree: imports point downward, between packages and inside them; commands start without torch."""
+"""The shape of the source tree: imports point downward, also inside packages; commands start without torch."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relgan.options import ConfigError, RelganError
+from relgan.rundir import LOG, RunDir
 
 if TYPE_CHECKING:
     from relgan.generator import TrainedGenerator
-
-LOG = "train.log"
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,7 @@ def _made(directory: Path) -> Iterator[None]:
     try:
         yield
     except RelganError:
-        if {path.name for path in directory.iterdir()} <= {LOG}:
-            shutil.rmtree(directory)
+        RunDir(directory).discard_unused()
         raise
 
 

@@ -277,7 +277,7 @@ def get_loss(name: str, **options: Any) -> Loss:
 
 
 def build_loss(options: LossOptions) -> Loss:
-    """Build a loss and see that it is one.
+    """Build a loss; see that it is one where it is other people's.
 
     Raises:
         ConfigError: it is no :class:`Loss`, or does not return scalars.
@@ -285,13 +285,17 @@ def build_loss(options: LossOptions) -> Loss:
     loss = LOSSES[options.name].build(options)
     if not isinstance(loss, Loss):
         raise ConfigError("loss.name", f"{options.name} builds a {type(loss).__name__}, not a relgan.losses.Loss")
-    with torch.enable_grad():
-        logits = torch.linspace(-1, 1, 4).requires_grad_()
-        for method in (loss.discriminator, loss.generator):
-            value = method(logits, logits.flip(0))
-            if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
-                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ConfigError(
-                    "loss.name", f"{options.name}.{method.__name__} must return a scalar with a graph, got {got}"
-                )
+    # Not relgan's own, whose means wait for all ranks: one process may want a loss without the others.
+    if LOSSES[options.name].foreign:
+        _try(loss, options.name)
     return loss
+
+
+@torch.enable_grad()
+def _try(loss: Loss, name: str) -> None:
+    logits = torch.linspace(-1, 1, 4).requires_grad_()
+    for method in (loss.discriminator, loss.generator):
+        value = method(logits, logits.flip(0))
+        if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError("loss.name", f"{name}.{method.__name__} must return a scalar with a graph, got {got}")

@@ -152,6 +152,11 @@ def flatten(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def suggest(given: object, known: Iterable[object]) -> str:
     """``; did you mean X?``, or nothing where no known name is close."""
     close = difflib.get_close_matches(str(given), [str(name) for name in known], n=1, cutoff=0.6)

@@ -17,12 +17,12 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from relgan.options import ConfigError, Options, RelganError, option, suggest
+from relgan.options import ConfigError, Options, RelganError, first_line, option, suggest
 
 ENTRY_POINTS = "relgan.plugins"
 # Loaded like plugins, before any other.
@@ -192,7 +192,8 @@ class Registry(Mapping[str, Entry[OptionsT]]):
                 load_built_in()
             kind = self.base if options is None else options
             defaults = kind() if isinstance(kind, type) else kind
-            if not (is_dataclass(defaults) and isinstance(defaults, self.base)):
+            # Fields of a subclass that is no dataclass itself would be no options.
+            if not (isinstance(defaults, self.base) and "__dataclass_fields__" in vars(type(defaults))):
                 raise TypeError(
                     f"{self.kind} {name}: the options must be a dataclass derived from {self.base.__name__}"
                 )
@@ -381,5 +382,5 @@ def _told(plugin: str) -> Iterator[None]:
     except RelganError as error:
         raise ConfigError("plugins", f"{plugin}: {error}") from error
     except Exception as error:  # the plugin's own code: anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError("plugins", f"{plugin} cannot be imported ({type(error).__name__}: {reason})") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError("plugins", f"{plugin} cannot be imported ({reason})") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from relgan.files import atomic_write
 from relgan.options import RelganError
+
+LOG = "train.log"
 
 
 class OccupiedError(RelganError):
@@ -99,6 +102,12 @@ class RunDir:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         with atomic_write(self.path / "summary.json") as file:
             file.write((json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+
+    def discard_unused(self) -> None:
+        """Remove the directory where nothing but log lines was written."""
+        with contextlib.suppress(OSError):
+            if {path.name for path in self.path.iterdir()} <= {LOG}:
+                shutil.rmtree(self.path)
 
     def has_checkpoint(self) -> bool:
         return self.last.exists() or previous(self.last).exists()

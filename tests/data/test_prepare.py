@@ -260,7 +260,7 @@ if __name__ == "__main__":
     pack._MIN_IMAGES_PER_WORKER = 1
     pack._cores = lambda: 2
     pack._CHUNK_BYTES = 1
-    pack.pack(Slow(), Path("made").absolute(), 4, np.arange(100), {"name": "slow"}, False)
+    pack.pack(Slow(), Path("made").absolute(), 4, None, {"name": "slow"}, False)
 """
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from relgan.cli.command import CommandOptions, Line, command
 from relgan.environment import installed
 from relgan.files import atomic_write
-from relgan.options import ConfigError, RelganError, option
+from relgan.options import ConfigError, RelganError, first_line, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +127,7 @@ def _trace(trained: TrainedGenerator) -> ExportedProgram:
     try:
         return torch.export.export(module, **_signature(trained), strict=False)
     except Exception as error:  # another's network: anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise RelganError(
             f"model={trained.config.model.name}: torch.export cannot trace its generator ({reason}); "
             "format=safetensors needs no tracing"

@@ -89,14 +89,15 @@ def _run_hydra() -> None:
             fail("--multirun: torchrun trains one run on its ranks; start one per job, or sweep without torchrun")
         # In a single run, leaving here keeps Hydra from printing its own report first; a sweep goes on.
         with guard() if hydra_config.mode == RunMode.RUN else contextlib.nullcontext():
-            run_dir = Path(hydra_config.runtime.output_dir)
+            run_dir = RunDir(Path(hydra_config.runtime.output_dir))
             try:
                 # A sweep's worker process has not seen the command line.
                 load_plugins(node.plugins, _places(hydra_config))
-                return train(to_config(node), run_dir)
+                return train(to_config(node), run_dir.path)
             except (RelganError, OmegaConfBaseException):
-                with contextlib.suppress(OSError):
-                    run_dir.rmdir()  # only where nothing was written
+                # A sweep writes there what was refused.
+                if hydra_config.mode == RunMode.RUN:
+                    run_dir.discard_unused()
                 raise
 
     try:

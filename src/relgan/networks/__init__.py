@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from relgan.losses import flat_logits
-from relgan.options import ConfigError
+from relgan.options import ConfigError, first_line
 from relgan.registry import MODELS, ModelOptions
 
 
@@ -59,7 +59,7 @@ def _passed(network: nn.Module, inputs: Tensor, what: str) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             outputs = network.eval()(inputs)
     except Exception as error:  # another's network: anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError("model.name", f"{what} fails on an input of shape {tuple(inputs.shape)}: {reason}") from error
     finally:
         for module, training in modes.items():

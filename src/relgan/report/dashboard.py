@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from relgan.metrics.catalogue import direction, full_key, spellings, title
-from relgan.options import RelganError
+from relgan.options import RelganError, first_line
 from relgan.registry import EXTRACTORS, SCORES
 
 if TYPE_CHECKING:
@@ -91,5 +91,5 @@ def save_dashboard(entity: str, project: str) -> str:
     try:
         return str(workspace.save().url)  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever breaks in W&B is for the user to mend, not a bug here
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise RelganError(f"wandb: {entity}/{project}: {reason}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from relgan.files import atomic_write
-from relgan.options import ConfigError
+from relgan.options import ConfigError, RelganError, first_line
 from relgan.registry import TRACKERS, TrackerOptions
 
 log = logging.getLogger("relgan")
@@ -76,7 +76,13 @@ def start(options: TrackerOptions, context: Context) -> Tracker | None:
     Raises:
         ConfigError: an unknown name, or one that builds something else.
     """
-    tracker = TRACKERS[options.name].build(options, context)
+    try:
+        tracker = TRACKERS[options.name].build(options, context)
+    except RelganError:
+        raise
+    except Exception as error:  # another's code: the experiment goes on without it
+        log.warning("tracker=%s: %s; only the run directory is written", options.name, first_line(error))
+        return None
     if not (tracker is None or isinstance(tracker, Tracker)):
         built = type(tracker).__name__
         raise ConfigError("tracker.name", f"{options.name} builds a {built}, not a relgan.tracking.base.Tracker")
@@ -168,6 +174,5 @@ class Trackers(Tracker):
                 action(tracker)
             except Exception as error:  # whatever breaks in another's service, the experiment goes on
                 self._others.remove(tracker)
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 name = type(tracker).__name__
-                log.warning("%s stopped receiving (%s); metrics.jsonl still has everything", name, reason)
+                log.warning("%s stopped receiving (%s); metrics.jsonl still has everything", name, first_line(error))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from relgan.builtin import WandbOptions
 from relgan.metrics.catalogue import direction
+from relgan.options import first_line
 from relgan.rundir import RunDir
 from relgan.tracking.base import Context, Facts, Kind, Tracker
 
@@ -75,28 +76,23 @@ class WandbTracker(Tracker):
         self._run.finish(exit_code=exit_code)
 
 
-def start(options: WandbOptions, context: Context) -> WandbTracker | None:
+def start(options: WandbOptions, context: Context) -> WandbTracker:
     """Begin (or continue, given ``context.run_id``) a W&B run, online where that works, else offline.
 
-    Returns:
-        None where W&B cannot even start offline; the reason is logged.
+    Raises:
+        Exception: W&B cannot even start offline; :func:`relgan.tracking.base.start` goes on without it.
     """
     mode = _mode(options)
     try:
-        try:
-            run = _init(options, context, mode)
-        except Exception as error:
-            if options.mode == "online" or mode == "offline":
-                raise
-            log.warning("W&B did not answer (%s): recording offline", _short(error))
-            mode = "offline"
-            run = _init(options, context, mode)
-        # Pictures are logged with the step as well, so that it is on every chart's x.
-        run.define_metric("step", hidden=True)
-        run.define_metric("*", step_metric="step")
-    except Exception as error:  # whatever breaks in W&B, the experiment goes on
-        log.warning("tracker=wandb: %s; only the run directory is written", _short(error))
-        return None
+        run = _init(options, context, mode)
+    except Exception as error:
+        if options.mode == "online" or mode == "offline":
+            raise
+        log.warning("W&B did not answer (%s): recording offline", first_line(error))
+        run = _init(options, context, "offline")
+    # Pictures are logged with the step as well, so that it is on every chart's x.
+    run.define_metric("step", hidden=True)
+    run.define_metric("*", step_metric="step")
     if run.offline:
         log.info("W&B: offline; send it later with `wandb sync %s`", Path(run.dir).parent)
     else:
@@ -160,9 +156,5 @@ def _mode(options: WandbOptions) -> str | None:
             log.warning("W&B: online needs a key (`wandb login`): recording offline")
         return "offline"
     except Exception as error:  # a key that is malformed, or that nobody confirms
-        log.warning("W&B did not answer (%s): recording offline", _short(error))
+        log.warning("W&B did not answer (%s): recording offline", first_line(error))
         return "offline"
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
