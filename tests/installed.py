@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+_MODULES = {"eval": "evaluate"}
 
 
 def build_wheel(folder: Path) -> Path:
@@ -37,22 +38,23 @@ def run(
     Args:
         also: one more directory of installed packages.
     """
-    code = f"import sys; sys.argv = ['relgan-{command}', *sys.argv[1:]]\n{_IMPORT[command]}; main()"
+    module = f"relgan.cli.{_MODULES.get(command, command)}"
+    code = f"import sys; sys.argv = ['relgan-{command}', *sys.argv[1:]]\nfrom {module} import main; main()"
     return _python(installed, here, code, *arguments, also=also)
 
 
-def run_each(installed: Path, here: Path, command: str, lines: Sequence[Sequence[str]]) -> list[tuple[int, str, str]]:
-    """Run a command once for each list of arguments, in one process that imports torch once.
+def run_each(installed: Path, here: Path, lines: Sequence[Sequence[str]]) -> list[tuple[int, str, str]]:
+    """Run several command lines (relgan-COMMAND as COMMAND, then its arguments) in one process that imports torch once.
 
     Returns:
         exit status, standard output and standard error of each.
     """
     code = f"""
-import contextlib, io, json, sys
-{_IMPORT[command]}
+import contextlib, importlib, io, json, sys
 ended = []
-for words in json.loads(sys.argv[1]):
-    sys.argv = ['relgan-{command}', *words]
+for command, *words in json.loads(sys.argv[1]):
+    main = importlib.import_module('relgan.cli.' + {_MODULES!r}.get(command, command)).main
+    sys.argv = ['relgan-' + command, *words]
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -65,15 +67,6 @@ print(json.dumps(ended))
     done = _python(installed, here, code, json.dumps(lines))
     assert done.returncode == 0, done.stderr
     return [tuple(each) for each in json.loads(done.stdout)]  # type: ignore[misc]
-
-
-_IMPORT = {
-    command: f"from relgan.cli.{module} import main"
-    for command, module in {
-        **{name: name for name in ("train", "sample", "report", "data", "export")},
-        "eval": "evaluate",
-    }.items()
-}
 
 
 def _python(

@@ -106,32 +106,32 @@ def test_they_are_swept_beside_a_built_in_loss_and_are_in_the_report(sweep: Path
     assert all(float(row["eval/variety_random"]) > 0 for row in rows)
 
 
-def test_a_run_is_resumed_sampled_scored_again_and_reported(sweep: Path, here: Path, relgan: Command) -> None:
+def test_a_run_is_resumed_sampled_scored_again_and_reported(sweep: Path, here: Path, site: Path) -> None:
     run = job(sweep, "margin")
-    done = relgan("train", f"resume='{run}'", PLUGINS, "train.iterations=4", "name=longer", "hydra.run.dir=longer")
-    assert done.returncode == 0, done.stderr
+    lines = [
+        ["train", f"resume='{run}'", PLUGINS, "train.iterations=4", "name=longer", "hydra.run.dir=longer"],
+        ["sample", str(run), PLUGINS, "n=4", "out=own.png"],
+        ["eval", str(run), "checkpoint=last", PLUGINS, "out=scores.json"],
+        ["report", str(sweep), "longer", PLUGINS, "out=both.html"],
+    ]
+    for (code, _, err), line in zip(installed.run_each(site, here, lines), lines, strict=True):
+        assert code == 0, (line, err)
     longer = summary(here / "longer")
     assert (longer["step"], longer["resumed_from"]) == (4, str(run / "checkpoints" / "last.pt"))
-    assert relgan("sample", str(run), PLUGINS, "n=4", "out=own.png").returncode == 0
     assert (here / "own.png").exists()
-    done = relgan("eval", str(run), "checkpoint=last", PLUGINS, "out=scores.json")
-    assert done.returncode == 0, done.stderr
     assert json.loads((here / "scores.json").read_text())["scores"] == summary(run)["final"]
-    done = relgan("report", str(sweep), "longer", PLUGINS, "out=both.html")
-    assert done.returncode == 0, done.stderr
     assert "Variety (random)" in (here / "both.html").read_text("utf-8")
 
 
-def test_what_names_foreign_code_is_refused_by_its_name(sweep: Path, here: Path, relgan: Command) -> None:
+def test_what_names_foreign_code_is_refused_by_its_name(sweep: Path, here: Path, site: Path) -> None:
     run = job(sweep, "margin")
-    for command, words in (("sample", [str(run)]), ("eval", [str(run)]), ("train", [f"resume='{run}'"])):
-        done = relgan(command, *words)
-        assert done.returncode == 2, done.stdout
-        assert done.stderr.count("\n") == 1
-        assert "from mlp, which is not imported" in done.stderr
-        assert PLUGINS in done.stderr
+    lines = [["sample", str(run)], ["eval", str(run)], ["export", str(run)], ["train", f"resume='{run}'"]]
+    for code, out, err in installed.run_each(site, here, lines):
+        assert (code, err.count("\n")) == (2, 1), out + err
+        assert "from mlp, which is not imported" in err
+        assert PLUGINS in err
     # A report shows numbers, and needs no code.
-    assert relgan("report", str(sweep), "out=without.html").returncode == 0
+    assert installed.run(site, here, "report", str(sweep), "out=without.html").returncode == 0
     assert "variety" in (here / "without.html").read_text("utf-8")
 
 
@@ -145,7 +145,7 @@ TYPOS = {
 
 
 def test_their_options_are_typed_and_suggested(site: Path, here: Path) -> None:
-    ended = installed.run_each(site, here, "train", [[PLUGINS, *words] for words in TYPOS])
+    ended = installed.run_each(site, here, [["train", PLUGINS, *words] for words in TYPOS])
     for (code, _, err), message in zip(ended, TYPOS.values(), strict=True):
         assert (code, err.count("\n")) == (2, 1), err
         assert message in err
@@ -233,9 +233,11 @@ def test_a_bad_plugin_is_one_line_and_nothing_is_lost(site: Path, here: Path) ->
         chosen = {"vector": "loss", "two_logits": "model", "nothing": "dataset"}.get(name)
         data = () if name == "nothing" else ("dataset=digits", "dataset.num_images=64")
         words = [f"{chosen}={name}"] if chosen else []
-        lines.append([f"plugins=[{name}]", *words, *data, "tracker=none", "metrics=none", "train.iterations=2"])
+        lines.append(
+            ["train", f"plugins=[{name}]", *words, *data, "tracker=none", "metrics=none", "train.iterations=2"]
+        )
     before = {path for path in here.rglob("*") if "__pycache__" not in path.parts}
-    ended = installed.run_each(site, here, "train", lines)
+    ended = installed.run_each(site, here, lines)
     for (code, out, err), (_, message) in zip(ended, BAD.values(), strict=True):
         assert (code, err.count("\n")) == (2, 1), out + err
         assert message in err
