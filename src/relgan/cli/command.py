@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 from relgan import __version__
 from relgan.config import Config, unknown
 from relgan.options import ConfigError, RelganError, explain, is_loose, option, read, suggest, walk
-from relgan.registry import load_plugins
+from relgan.registry import GROUPS, load_plugins
 
 EXIT_BAD_INPUT = 2
 HELP, VERSION, CONFIG_DIR = ("-h", "--help"), "--version", ("--config-dir", "-cd")
@@ -110,9 +110,12 @@ def answered(words: Sequence[str], help_text: Callable[[], str], *, empty: bool 
 
 
 def _help(kind: type[CommandOptions], usage: str, composes: tuple[str, ...]) -> str:
-    parts = [usage.rstrip(), "Options, KEY=VALUE (null: not set):", explain(walk(kind()))]
+    shared = {f.name for f in fields(CommandOptions)}
+    own = sorted(walk(kind()), key=lambda each: each.name in shared)
+    parts = [usage.rstrip(), "Options, KEY=VALUE (null: not set):", explain(own)]
     if composes:
-        known = (each for each in walk(Config()) if each.name.partition(".")[0] in composes)
+        chosen = {f"{group}.name" for group in GROUPS}
+        known = (each for each in walk(Config()) if each.name.partition(".")[0] in composes and each.name not in chosen)
         parts += ["Options of the run, as relgan-train has them:", explain(known)]
     return "\n\n".join(parts)
 
