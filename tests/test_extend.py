@@ -128,11 +128,46 @@ def test_what_names_foreign_code_is_refused_by_its_name(sweep: Path, here: Path,
     lines = [["sample", str(run)], ["eval", str(run)], ["export", str(run)], ["train", f"resume='{run}'"]]
     for code, out, err in installed.run_each(site, here, lines):
         assert (code, err.count("\n")) == (2, 1), out + err
-        assert "from mlp, which is not imported" in err
+        assert "from mlp; relgan imports no code because a file names it" in err
         assert PLUGINS in err
     # A report shows numbers, and needs no code.
     assert installed.run(site, here, "report", str(sweep), "out=without.html").returncode == 0
     assert "variety" in (here / "without.html").read_text("utf-8")
+
+
+def test_a_plugin_that_is_not_used_changes_nothing(here: Path, site: Path) -> None:
+    """Neither may a run need what it has not used, nor an installed package stop an older run from going on."""
+    small = ("dataset=digits", "dataset.num_images=64", "model.width=2", *SMALL, "metrics=none", "tracker=none")
+    first = ["train", *small, "plugins=[random_features,csv_tracker]", "hydra.run.dir=with", "tracker=csv"]
+    without = [
+        ["sample", "with", "n=4", "out=with.png"],
+        ["train", "resume=with", "tracker=none", "train.iterations=3", "hydra.run.dir=without"],
+        ["train", *small, "hydra.run.dir=plain"],
+    ]
+    last = ["train", *small, PLUGINS, "hydra.run.dir=plain", "resume=auto", "train.iterations=4"]
+    for lines in ([first], without, [last]):  # each in a process that has imported nothing before
+        for code, _, err in installed.run_each(site, here, lines):
+            assert code == 0, err
+    assert (summary(here / "without")["step"], summary(here / "plain")["step"]) == (3, 4)
+
+
+def test_what_other_code_made_is_made_again(here: Path, site: Path) -> None:
+    def real(name: str) -> bytes:
+        line = ("plugins=[edited]", "dataset=edited", "dataset.num_images=16", "model.width=2", *SMALL)
+        done = installed.run(site, here, "train", *line, "metrics=none", "tracker=none", f"hydra.run.dir={name}")
+        assert done.returncode == 0, done.stderr
+        return (here / name / "samples" / "real.png").read_bytes()
+
+    text = edited("stripes", "edited")
+    (here / "edited.py").write_text(text)
+    first = real("first")
+    (here / "edited.py").write_text(text.replace("width % 2", "width % 3 // 2"))
+    assert real("second") != first
+    # Under the same name from elsewhere it is another part.
+    (here / "moved.py").write_text(text)
+    done = installed.run(site, here, "train", "resume=first", "plugins=[moved]", "train.iterations=3")
+    assert done.returncode == 2
+    assert "needs dataset=edited from edited, and not the one from moved" in done.stderr
 
 
 TYPOS = {
@@ -168,6 +203,24 @@ def test_a_yaml_gives_other_values(relgan: Command) -> None:
     assert "loss:\n  name: margin\n  margin: 2.0\n" in done.stdout, done.stderr
 
 
+def test_a_yaml_may_only_name_the_part(relgan: Command, here: Path) -> None:
+    (here / "only" / "loss").mkdir(parents=True, exist_ok=True)
+    (here / "only" / "dataset").mkdir(exist_ok=True)
+    (here / "only" / "loss" / "tight.yaml").write_text("name: margin\nmargin: 0.1\n")
+    (here / "only" / "dataset" / "faces.yaml").write_text("name: celeba\nhflip: true\n")
+    words = ("--config-dir", "only", PLUGINS, "loss=tight", "dataset=faces", "--cfg", "job")
+    text = relgan("train", *words).stdout
+    assert "loss:\n  name: margin\n  margin: 0.1\n" in text
+    assert "image_size: 64" in text
+    done = relgan("train", "loss.name=sgan")
+    assert done.stderr == "relgan-train: loss.name: choose it with loss=sgan\n"
+
+
+def test_clipping_and_smoke_go_with_any_network(relgan: Command) -> None:
+    done = relgan("train", "plugins=[mlp]", "model=mlp", "loss=wgan", "scale=smoke", "--cfg", "job")
+    assert "name: mlp\n  latent_dim: 8\n  hidden: 256\n" in done.stdout, done.stderr
+
+
 def test_a_yaml_of_the_same_name_and_a_file_beside_it(relgan: Command, here: Path) -> None:
     (here / "own" / "loss").mkdir(parents=True, exist_ok=True)
     (here / "own" / "loss" / "mine.yaml").write_text("depth: 3\n")
@@ -197,9 +250,18 @@ def test_an_installed_package_needs_no_option(relgan: Command, here: Path) -> No
     )
 
 
+def edited(example: str, name: str, old: str = "", new: str = "") -> str:
+    """An example of the document that registers another name, with one mistake in it."""
+    text = re.sub(r'(@register_\w+\(")\w+"', rf'\g<1>{name}"', EXAMPLES[f"{example}.py"])
+    assert old in text
+    return text.replace(old, new)
+
+
+# Plugins and what is said of them. The last makes every later command fail.
 BAD = {
     "absent": (None, "absent cannot be imported (ModuleNotFoundError"),
     "raising": ("raise RuntimeError('two\\nlines')", "raising cannot be imported (RuntimeError: two)"),
+    "exiting": ("import sys\nsys.exit(3)", "exiting cannot be imported (SystemExit: 3)"),
     "taken": (
         "from relgan import register_loss\nregister_loss('ragan', None, 'taken:x')",
         "taken: loss.name: ragan is registered twice, by relgan.losses and by taken",
@@ -209,19 +271,38 @@ BAD = {
         "twice: loss.name: c is registered twice, by twice and by twice",
     ),
     "vector": (
-        EXAMPLES["margin.py"].replace('"margin",', '"vector",').replace(").mean()", ")"),
+        edited("margin", "vector", ").mean()", ")"),
         "loss.name: vector.discriminator must return a scalar with a graph, got shape (4,)",
     ),
+    "no_loss": (edited("margin", "no_loss", "(Loss)", ""), "loss.name: no_loss builds a Margin, not a relgan.losses."),
+    "failing_loss": (
+        edited("margin", "failing_loss", "self.margin = ", "1 / 0  # "),
+        "plugins: failing_loss of failing_loss fails (ZeroDivisionError: division by zero)",
+    ),
+    "vector_penalty": (
+        edited("drift", "vector_penalty", ".square().mean()", ".square()"),
+        "penalty.name: vector_penalty.term must return a scalar with a graph, got shape (4,)",
+    ),
     "two_logits": (
-        EXAMPLES["mlp.py"].replace('"mlp",', '"two_logits",').replace("options.hidden, 1)", "options.hidden, 2)"),
-        "model.name: two_logits's critic: logits must have the shape (N,), (N, 1) or (N, 1, H, W) with N ≥ 1, got",
+        edited("mlp", "two_logits", "options.hidden, 1)", "options.hidden, 2)"),
+        "model.name: two_logits: the critic's logits must have the shape (N,), (N, 1) or (N, 1, H, W) with N ≥ 1, got",
+    ),
+    "failing_data": (
+        edited("stripes", "failing_data", "rng = np", "raise OSError('no server')  # "),
+        "plugins: failing_data of failing_data fails (OSError: no server)",
     ),
     "nothing": (
-        EXAMPLES["stripes.py"]
-        .replace('"stripes",', '"nothing",')
-        .replace("return self.options.num_images", "return 0"),
+        edited("stripes", "nothing", "return self.options.num_images", "return 0"),
         "dataset.path: dataset=nothing has no usable images",
     ),
+    "odd_options": (
+        edited("margin", "odd_options", "margin: float", "margin: set"),
+        "plugins: options of odd_options of odd_options: Unexpected type annotation: set",
+    ),
+}
+CHOSEN = {
+    **dict.fromkeys(("vector", "no_loss", "failing_loss"), "loss"),
+    **{"vector_penalty": "penalty", "two_logits": "model", "failing_data": "dataset", "nothing": "dataset"},
 }
 
 
@@ -230,8 +311,8 @@ def test_a_bad_plugin_is_one_line_and_nothing_is_lost(site: Path, here: Path) ->
     for name, (text, _) in BAD.items():
         if text is not None:
             (here / f"{name}.py").write_text(text)
-        chosen = {"vector": "loss", "two_logits": "model", "nothing": "dataset"}.get(name)
-        data = () if name == "nothing" else ("dataset=digits", "dataset.num_images=64")
+        chosen = CHOSEN.get(name)
+        data = () if chosen == "dataset" else ("dataset=digits", "dataset.num_images=64")
         words = [f"{chosen}={name}"] if chosen else []
         lines.append(
             ["train", f"plugins=[{name}]", *words, *data, "tracker=none", "metrics=none", "train.iterations=2"]

@@ -11,7 +11,6 @@ import yaml
 from torch import Tensor, nn
 
 import tiny
-from relgan.config import resolve
 from relgan.networks import build_networks
 from relgan.options import ConfigError
 from relgan.penalties import build_penalty
@@ -228,12 +227,11 @@ def test_every_penalty_has_the_published_weight() -> None:
     assert vars(built["clip"])["bound"] == weights["clip"]
 
 
-def test_only_clipping_has_a_file_because_it_changes_the_model_as_well() -> None:
-    folder = Path(__file__).parents[1] / "conf" / "penalty"
-    files = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
-    assert files == {"clip": {"model": {"spectral_norm": False}}}
-    with pytest.raises(ConfigError, match=r"^model\.spectral_norm: must be false with penalty=clip"):
-        resolve({"penalty": {"name": "clip"}})
+def test_clipping_alone_asks_something_of_the_networks() -> None:
+    conf = Path(__file__).parents[1] / "conf"
+    assert not (conf / "penalty").exists()
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (conf / "base" / "penalty_model").glob("*.yaml")}
+    assert files == {f"clip_{model}": {"model": {"spectral_norm": False}} for model in ("dcgan", "cnn32")}
 
 
 def test_an_unknown_penalty_is_one_line() -> None:

@@ -208,8 +208,8 @@ def mine(_registries: None, tmp_path: Path) -> Path:
 
 def test_a_part_that_nobody_registered_is_refused_in_one_line_that_names_its_module(mine: Path, tmp_path: Path) -> None:
     refusal = (
-        rf"^plugins: {mine}/checkpoints/last\.pt needs loss=mine from my_gan, which is not imported because a file "
-        r"says so; allow it with plugins=\[my_gan\] or install the package that has it$"
+        rf"^plugins: {mine}/checkpoints/last\.pt needs loss=mine from my_gan; relgan imports no code because a file "
+        r"names it: allow it with plugins=\[my_gan\], or install the package that has it$"
     )
     before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=refusal):

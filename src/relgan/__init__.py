@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from relgan.losses import get_loss
     from relgan.options import Options, RelganError, option
     from relgan.registry import (
+        DatasetOptions,
+        LossOptions,
+        ModelOptions,
+        PenaltyOptions,
+        TrackerOptions,
         register_cost,
         register_dataset,
         register_extractor,
@@ -40,6 +45,7 @@ _HOMES = {
     **dict.fromkeys(("Options", "RelganError", "option"), "relgan.options"),
     **dict.fromkeys(
         (
+            *("DatasetOptions", "LossOptions", "ModelOptions", "PenaltyOptions", "TrackerOptions"),
             *("register_cost", "register_dataset", "register_extractor", "register_loss"),
             *("register_model", "register_penalty", "register_score", "register_tracker"),
         ),
@@ -48,8 +54,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "DatasetOptions",
+    "LossOptions",
+    "ModelOptions",
     "Options",
+    "PenaltyOptions",
     "RelganError",
+    "TrackerOptions",
     "get_loss",
     "load",
     "option",

@@ -62,16 +62,21 @@ def train(
         KeyboardInterrupt: after the run was saved; ``resume=auto`` goes on with it.
     """
     from relgan.build import build_run
-    from relgan.cli.command import Line, mendable
+    from relgan.cli.command import Line, user_errors
     from relgan.cli.compose import compose, run_directory
     from relgan.training.loop import train as train_run
 
     _check(words, config_dir)
-    with mendable():
+    with user_errors():
         config = compose(Line(list(words), None if config_dir is None else Path(config_dir)))
     place = Path(directory) if directory else run_directory(config, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     with _made(place), _logged(place, show=log):
-        run = build_run(config, place, words)
+        try:
+            run = build_run(config, place, words)
+        except ConfigError as error:
+            if error.option != "hydra.run.dir":
+                raise
+            raise ConfigError("directory", str(error).partition(": ")[2]) from error
         outcome = train_run(run, show=log)
     if outcome.exit_code == 128 + signal.SIGINT:
         raise KeyboardInterrupt

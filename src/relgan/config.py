@@ -135,7 +135,7 @@ def metrics_class() -> type[MetricsConfig]:
         return MetricsConfig
     taken = {f.name for f in dataclasses.fields(MetricsConfig)}
     if clash := next((entry for entry in own if entry.name in taken), None):
-        raise ConfigError("plugins", f"{clash.origin}: metrics.{clash.name} is an option; call {clash.name} otherwise")
+        raise ConfigError("plugins", f"{clash.origin}: metrics.{clash.name} is an option; rename {clash.name}")
     groups = [(entry.name, type(entry.options), field(default_factory=_copier(entry.options))) for entry in own]
     return cast(type[MetricsConfig], dataclasses.make_dataclass("MetricsConfig", groups, bases=(MetricsConfig,)))
 
@@ -173,22 +173,22 @@ def resolve(values: Any) -> Config:
     return config
 
 
-def every_option() -> dict[str, tuple[Option, list[str]]]:
-    """Every option there is, of any choice of a group too: with its default, and the choices that have it.
+def every_option() -> dict[str, tuple[Option, dict[str, Any]]]:
+    """Every option there is, of any choice of a group too: as it is by default, and each choice's own default.
 
-    The list is empty where it does not depend on a choice.
+    There are no choices where it does not depend on one.
     """
-    found: dict[str, tuple[Option, list[str]]] = {}
+    found: dict[str, tuple[Option, dict[str, Any]]] = {}
     default = {each.name: each for each in walk(Config(metrics=metrics_class()()))}
     for each in default.values():
         group = each.name.partition(".")[0]
         if group not in GROUPS or "." not in each.name:
-            found[each.name] = (each, [])
+            found[each.name] = (each, {})
             continue
         if group not in {name.partition(".")[0] for name in found}:
             for name, entry in GROUPS[group].items():
                 for own in walk(entry.options, f"{group}."):
-                    found.setdefault(own.name, (default.get(own.name, own), []))[1].append(name)
+                    found.setdefault(own.name, (default.get(own.name, own), {}))[1][name] = own.value
     return found
 
 
@@ -231,8 +231,14 @@ def option_names(words: Iterable[str]) -> list[str]:
 
 
 def as_values(config: Config) -> dict[str, Any]:
-    """Nested plain values as JSON keeps them: a tuple or an integral float must not count as a change."""
+    """Nested plain values as JSON keeps them: a tuple or an integral float must not count as a change.
+
+    Of the scores and extractors with options of their own, only those that are chosen.
+    """
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    metrics = values["metrics"]
+    chosen = {*metrics["scores"], metrics["extractor"]}
+    values["metrics"] = {key: value for key, value in metrics.items() if key in chosen or not isinstance(value, dict)}
     return values
 
 
@@ -252,15 +258,10 @@ def _parts(values: Mapping[str, Any]) -> dict[str, tuple[Registry[Any], str]]:
     return {f"{kind}={name}": (registry, name) for kind, registry, name in chosen}
 
 
-def foreign_parts(values: Mapping[str, Any]) -> list[str]:
-    """The parts that a saved configuration names and nobody has registered."""
-    return [part for part, (registry, name) in _parts(values).items() if name not in registry]
-
-
-def foreign_origins(values: Mapping[str, Any]) -> dict[str, str]:
-    """The parts of a configuration that are not relgan's own, and the module each comes from."""
-    entries = {part: registry[name] for part, (registry, name) in _parts(values).items()}
-    return {part: entry.origin for part, entry in entries.items() if entry.foreign}
+def foreign_parts(values: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of a configuration that are not relgan's own, and the module each comes from; "" if nobody has it."""
+    entries = {part: registry.get(name) for part, (registry, name) in _parts(values).items()}
+    return {part: entry.origin if entry else "" for part, entry in entries.items() if entry is None or entry.foreign}
 
 
 def check_batch_size(config: Config, ranks: int) -> None:

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from relgan.config import Config, as_values, foreign_origins, resolve
+from relgan.config import Config, as_values, foreign_parts, resolve
 from relgan.images import grid
 from relgan.networks import build_networks
 from relgan.networks.sampling import sample_images
@@ -103,6 +103,8 @@ def read_checkpoint(run: str | Path, which: str = "last") -> dict[str, Any]:
         raise ConfigError("checkpoint", f"{which!r} is not one of {', '.join(names)}")
     path = folder / f"{which}.pt" if path.is_dir() else path
     saved = checkpoint.load(path)
+    # To use a generator nobody is told.
+    saved["config"]["tracker"] = {"name": "none"}
     refuse_foreign(saved["config"], saved["foreign"], path)
     return saved
 
@@ -144,7 +146,7 @@ def to_safetensors(trained: TrainedGenerator) -> bytes:
     about = {
         "format": FORMAT,
         "config": values,
-        "foreign": foreign_origins(values),
+        "foreign": foreign_parts(values),
         "channels": trained.channels,
         "step": trained.step,
         "weights": trained.weights,

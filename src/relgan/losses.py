@@ -282,12 +282,14 @@ def build_loss(options: LossOptions) -> Loss:
     Raises:
         ConfigError: it is no :class:`Loss`, or does not return scalars.
     """
-    loss = LOSSES[options.name].build(options)
+    entry = LOSSES[options.name]
+    loss = entry.build(options)
     if not isinstance(loss, Loss):
         raise ConfigError("loss.name", f"{options.name} builds a {type(loss).__name__}, not a relgan.losses.Loss")
     # Not relgan's own, whose means wait for all ranks: one process may want a loss without the others.
-    if LOSSES[options.name].foreign:
-        _try(loss, options.name)
+    if entry.foreign:
+        with entry.failing_in_one_line():
+            _try(loss, options.name)
     return loss
 
 

@@ -197,7 +197,7 @@ def read(kind: type[T], words: Iterable[str], *, positional: str = "") -> T:
             raise ConfigError(key, f"{text!r} cannot be read: {str(error).splitlines()[0]}") from error
     if loose and types[positional] in (str, str | None):
         if len(loose) > 1 or positional in given:
-            raise ConfigError(positional, f"give one; {loose[-1]} is one more")
+            raise ConfigError(positional, f"only one is accepted; {loose[-1]} is extra")
         node[positional] = loose[0]
     elif loose:
         node[positional] = [*node[positional], *loose]

@@ -186,8 +186,24 @@ def build_penalty(options: PenaltyOptions) -> Penalty:
     Raises:
         ConfigError: an unknown name, or one that builds something else.
     """
-    penalty = PENALTIES[options.name].build(options)
+    entry = PENALTIES[options.name]
+    penalty = entry.build(options)
     if not isinstance(penalty, Penalty):
         built = type(penalty).__name__
         raise ConfigError("penalty.name", f"{options.name} builds a {built}, not a relgan.penalties.Penalty")
+    if entry.foreign:
+        with entry.failing_in_one_line():
+            _try(penalty, options.name)
     return penalty
+
+
+@torch.enable_grad()
+def _try(penalty: Penalty, name: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        real, fake = torch.randn(2, 4, 3, 8, 8).unbind()
+        critic = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1), nn.Flatten(0))
+        for points in penalty.points(real, fake):
+            value = penalty.term(critic, points)
+            if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ConfigError("penalty.name", f"{name}.term must return a scalar with a graph, got {got}")

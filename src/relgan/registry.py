@@ -13,6 +13,7 @@ people's code enter by the same calls, which need no torch::
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -136,13 +137,39 @@ class Entry(Generic[OptionsT]):
         """Whether its code is not relgan's own."""
         return _is_foreign(self.origin)
 
+    @property
+    def code(self) -> str:
+        """Hash of the source file of other people's code: what was made by another version of it is made again."""
+        file = getattr(sys.modules.get(self.origin), "__file__", None)
+        if not self.foreign or file is None or not Path(file).is_file():
+            return ""
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+
     def build(self, *arguments: Any, **keywords: Any) -> Any:
-        """Call the builder, importing it first if it was given as "module:name"."""
-        builder = self.builder
-        if isinstance(builder, str):
-            module, _, name = builder.partition(":")
-            builder = getattr(importlib.import_module(module), name)
-        return builder(*arguments, **keywords)
+        """Call the builder, importing it first if it was given as "module:name".
+
+        Raises:
+            ConfigError: other people's code fails.
+        """
+        with self.failing_in_one_line():
+            builder = self.builder
+            if isinstance(builder, str):
+                module, _, name = builder.partition(":")
+                builder = getattr(importlib.import_module(module), name)
+            return builder(*arguments, **keywords)
+
+    @contextlib.contextmanager
+    def failing_in_one_line(self) -> Iterator[None]:
+        """What other people's code raises is one line that names it; what relgan's own raises is a bug."""
+        try:
+            yield
+        except RelganError:
+            raise
+        except Exception as error:
+            if not self.foreign:
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise ConfigError("plugins", f"{self.name} of {self.origin} fails ({reason})") from error
 
 
 class Registry(Mapping[str, Entry[OptionsT]]):
@@ -187,7 +214,8 @@ class Registry(Mapping[str, Entry[OptionsT]]):
 
         def enter(builder: B) -> B:
             own = builder.partition(":")[0] if isinstance(builder, str) else builder.__module__
-            module = origin or own
+            # relgan's own builder may make another's part.
+            module = origin or (_importing if _importing and not _is_foreign(own) else own)
             if _is_foreign(module):
                 load_built_in()
             kind = self.base if options is None else options
@@ -219,6 +247,10 @@ class Registry(Mapping[str, Entry[OptionsT]]):
         if name not in self._entries:
             raise ConfigError(self.option, f"{name!r} is not one of {', '.join(known)}{suggest(name, known)}")
         return self._entries[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names()
+        return self._entries.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()
@@ -308,6 +340,7 @@ def _is_foreign(module: str) -> bool:
 
 
 _loaded = False
+_importing = ""  # the plugin whose code is running
 
 
 def load_built_in() -> None:
@@ -325,7 +358,8 @@ def load_built_in() -> None:
         for module in BUILT_IN:
             importlib.import_module(module)
         for point in entry_points(group=ENTRY_POINTS):
-            with _told(f"{point.value} of the installed package {point.dist.name if point.dist else '?'}"):
+            package = point.dist.name if point.dist else "?"
+            with _plugin_errors(f"{point.value} of the installed package {package}", point.module):
                 point.load()
     except BaseException:
         _loaded = False
@@ -344,7 +378,7 @@ def load_plugins(names: Iterable[str], places: Sequence[Path] = ()) -> None:
     """
     load_built_in()
     for name in names:
-        with _told(name):
+        with _plugin_errors(name, Path(name).stem if name.endswith(".py") else name):
             _import(name, places)
 
 
@@ -353,7 +387,10 @@ def _import(name: str, places: Sequence[Path]) -> None:
         # For good, because a plugin may import its neighbours later.
         sys.path[:0] = [place for place in dict.fromkeys(map(str, places)) if place not in sys.path]
         importlib.invalidate_caches()
-        importlib.import_module(name)
+        module = importlib.import_module(name)
+        meant = next((file for place in places if (file := place / f"{name.replace('.', '/')}.py").is_file()), None)
+        if meant is not None and getattr(module, "__file__", None) != str(meant.resolve()):
+            raise ImportError(f"another module is called {name}; rename {meant}")
         return
     path = next((found for place in places if (found := place / Path(name).expanduser()).is_file()), None)
     if path is None:
@@ -375,12 +412,27 @@ def _import(name: str, places: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _told(plugin: str) -> Iterator[None]:
-    """Whatever another's module raises is one line that names it."""
+def _plugin_errors(plugin: str, module: str) -> Iterator[None]:
+    """Whatever another's module raises is one line that names it, and what it has registered is forgotten.
+
+    Args:
+        plugin: as people know it.
+        module: what its parts are said to come from.
+    """
+    global _importing
+    registries = (*GROUPS.values(), COSTS, SCORES, EXTRACTORS)
+    before = [dict(registry._entries) for registry in registries]
+    outer, _importing = _importing, module
     try:
         yield
-    except RelganError as error:
-        raise ConfigError("plugins", f"{plugin}: {error}") from error
-    except Exception as error:  # the plugin's own code: anything
+    except BaseException as error:
+        for registry, entries in zip(registries, before, strict=True):
+            registry._entries = entries
+        if isinstance(error, RelganError):
+            raise ConfigError("plugins", f"{plugin}: {error}") from error
+        if not isinstance(error, Exception | SystemExit):
+            raise
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError("plugins", f"{plugin} cannot be imported ({reason})") from error
+    finally:
+        _importing = outer

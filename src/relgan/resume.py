@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from relgan.config import Config, as_values, foreign_parts, overlay, resolve
+from relgan.config import Config, as_values, foreign_parts, option_names, overlay, resolve
 from relgan.files import atomic_write
 from relgan.options import ConfigError, RelganError, flatten
 from relgan.rundir import OccupiedError, RunDir
@@ -107,9 +107,13 @@ def find(config: Config, directory: RunDir, words: Iterable[str]) -> Origin | No
             log.info("resume=auto: nothing to continue, starting anew")
         return None
     content = checkpoint.load_newest(path)
-    refuse_foreign(content["config"], content["foreign"], path)
+    values = content["config"]
+    if config.resume == "auto" or any(name.partition(".")[0] == "tracker" for name in option_names(words)):
+        # The saved one is not needed.
+        values = {**values, "tracker": as_values(config)["tracker"]}
+    refuse_foreign(values, content["foreign"], path)
     if config.resume != "auto":
-        config = overlay(resolve(content["config"]), config, words)
+        config = overlay(resolve(values), config, words)
     for option, before, now in differences(content["config"], as_values(config)):
         raise RelganError(f"resume: {option} was {before} in {path}, now {now}; only a new run may change it")
     return Origin(path, content, in_place, config)
@@ -128,24 +132,27 @@ def _checkpoint(resume: str, own: RunDir) -> Path | None:
     return path
 
 
-def refuse_foreign(config: Mapping[str, Any], foreign: Mapping[str, str], path: Path) -> None:
-    """Nothing that lies in a file runs code: what is not registered by now is refused by name.
+def refuse_foreign(values: Mapping[str, Any], foreign: Mapping[str, str], path: Path) -> None:
+    """Nothing that lies in a file runs code: other people's parts must be registered by now, by whom they were then.
 
     Args:
-        config: the saved configuration.
+        values: the saved configuration.
         foreign: the saved part -> module that registered it.
+        path: where that lies.
     """
-    if missing := foreign_parts(config):
-        part = missing[0]
-        module = foreign.get(part, "a plugin")
-        if module == "__main__":
+    given = f"plugins=[{','.join(values.get('plugins') or dict.fromkeys(foreign.values()))}]"
+    for part, module in foreign_parts(values).items():
+        then = foreign.get(part, "relgan")
+        if not module and then == "__main__":
             raise ConfigError("plugins", f"{path} needs {part}, which a notebook or script registered; run that first")
-        given = ",".join(config.get("plugins") or [module])
-        raise ConfigError(
-            "plugins",
-            f"{path} needs {part} from {module}, which is not imported because a file says so; "
-            f"allow it with plugins=[{given}] or install the package that has it",
-        )
+        if not module:
+            raise ConfigError(
+                "plugins",
+                f"{path} needs {part} from {then}; relgan imports no code because a file names it: "
+                f"allow it with {given}, or install the package that has it",
+            )
+        if then != module and "__main__" not in (then, module):
+            raise ConfigError("plugins", f"{path} needs {part} from {then}, and not the one from {module}")
 
 
 def restore(origin: Origin, state: TrainState, store: PackedStore) -> None:

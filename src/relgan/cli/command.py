@@ -6,14 +6,14 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from relgan import __version__
-from relgan.config import Config, unknown
-from relgan.options import ConfigError, RelganError, explain, is_loose, option, read, suggest, walk
+from relgan.config import every_option, unknown
+from relgan.options import ConfigError, RelganError, explain, is_loose, option, read, suggest, text_of, walk
 from relgan.registry import GROUPS, load_plugins
 
 EXIT_BAD_INPUT = 2
@@ -88,9 +88,9 @@ def command(
     """
     with guard():
         line = Line.of(sys.argv[1:])
-        if answered(line.words, lambda: _help(kind, usage, composes), empty=True):
-            return
         own = {f.name for f in fields(kind)}
+        if answered(line.words, lambda: _help(kind, usage, composes, line), empty=True):
+            return
         mine = [word for word in line.words if not composes or word.partition("=")[0] in own or is_loose(word)]
         options = read(kind, mine, positional=positional)
         load_plugins(options.plugins, line.places)
@@ -109,22 +109,39 @@ def answered(words: Sequence[str], help_text: Callable[[], str], *, empty: bool 
     return False
 
 
-def _help(kind: type[CommandOptions], usage: str, composes: tuple[str, ...]) -> str:
+def _help(kind: type[CommandOptions], usage: str, composes: tuple[str, ...], line: Line) -> str:
+    asked = read(CommandOptions, [word for word in line.words if word.startswith("plugins=")])
+    load_plugins(asked.plugins, line.places)
     shared = {f.name for f in fields(CommandOptions)}
     own = sorted(walk(kind()), key=lambda each: each.name in shared)
     parts = [usage.rstrip(), "Options, KEY=VALUE (null: not set):", explain(own)]
     if composes:
-        chosen = {f"{group}.name" for group in GROUPS}
-        known = (each for each in walk(Config()) if each.name.partition(".")[0] in composes and each.name not in chosen)
-        parts += ["Options of the run, as relgan-train has them:", explain(known)]
+        parts += ["Options of the run, as relgan-train has them:", explain_options(composes)]
     return "\n\n".join(parts)
+
+
+def explain_options(groups: Collection[str] = ()) -> str:
+    """Every option of the run (of these groups), those of any choice too, for ``--help``."""
+    chosen = {f"{group}.name" for group in GROUPS}
+    shown, notes = [], {}
+    for name, (each, having) in every_option().items():
+        group = name.partition(".")[0]
+        if name in chosen or (groups and group not in groups):
+            continue
+        shown.append(each)
+        others = [f"{choice} {text_of(value)}" for choice, value in having.items() if value != each.value]
+        if having and len(having) < len(GROUPS[group]):
+            notes[name] = f"of {', '.join(having)}"
+        if others:
+            notes[name] = "; ".join(filter(None, [notes.get(name), f"default of {', '.join(others)}"]))
+    return explain(shown, notes)
 
 
 @contextlib.contextmanager
 def guard() -> Iterator[None]:
     """Turn what the user can mend into one line and exit status 2; a stack trace is left for bugs."""
     try:
-        with mendable():
+        with user_errors():
             yield
     except RelganError as error:
         fail(str(error))
@@ -133,7 +150,7 @@ def guard() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def mendable() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Turn what Hydra and OmegaConf refuse into a RelganError."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

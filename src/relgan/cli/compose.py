@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import textwrap
 from collections.abc import Iterable
@@ -10,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from relgan.cli.command import Line, is_rank
+from relgan.cli.command import Line, explain_options, is_rank
 from relgan.cli.sweep import job_name, search_direction
-from relgan.config import Config, every_option, metrics_class, resolve, run_name
-from relgan.options import HELP_WIDTH, ConfigError, RelganError, explain
-from relgan.registry import GROUPS, load_plugins
+from relgan.config import Config, metrics_class, resolve, run_name
+from relgan.options import HELP_WIDTH, ConfigError, RelganError, first_line
+from relgan.registry import GROUPS, Entry, load_plugins
+from relgan.rundir import RunDir
 
 STARTED = "RELGAN_STARTED"
 
@@ -37,21 +41,51 @@ def conf_dir() -> Path:
 def open_line(line: Line) -> None:
     """Load the plugins that a command line names, and make every part known to Hydra; safe to call twice."""
     load_plugins(_plugins(line.words), line.places)
+    for word in line.words:
+        group, _, rest = word.lstrip("+").partition(".")
+        if group in GROUPS and rest.startswith("name="):
+            raise ConfigError(f"{group}.name", f"choose it with {group}={rest.partition('=')[2]}")
     folders = [conf_dir(), *([line.config_dir] if line.config_dir is not None else [])]
     store = ConfigStore.instance()
     bases: dict[str, Any] = {group: registry.base() for group, registry in GROUPS.items()}
     store.store(name="relgan_schema", node=Config(**bases, metrics=metrics_class()()))
     for group, registry in GROUPS.items():
         for name, entry in registry.items():
+            node = _structured(entry)
             # config.yaml puts this below what the choice of the same name says (options/loss@loss: ${loss}).
-            store.store(group=f"options/{group}", name=name, package=group, node=entry.options)
+            store.store(group=f"options/{group}", name=name, package=group, node=node)
             if not any((folder / group / f"{name}.yaml").is_file() for folder in folders):
-                store.store(group=group, name=name, node=replace(entry.options))
+                store.store(group=group, name=name, node=node)
+        for choice, name in _named_in(folders, group).items():
+            if choice not in registry and name in registry:
+                node = _structured(registry[name])
+                store.store(group=f"options/{group}", name=choice, package=group, node=node)
     OmegaConf.register_new_resolver("relgan_sweep", lambda time, *, _root_: _root_.name or time, replace=True)
     OmegaConf.register_new_resolver("relgan_job", lambda overrides: job_name(overrides), replace=True)
     OmegaConf.register_new_resolver("relgan_direction", _direction, replace=True)
     OmegaConf.register_new_resolver("relgan_run_dir", lambda time, *, _root_: _run_dir(time, _root_), replace=True)
     OmegaConf.register_new_resolver("relgan_log", lambda what: _logging()[what], replace=True)
+
+
+def _structured(entry: Entry[Any]) -> DictConfig:
+    """A part's options as Hydra takes them; other people may have declared what it does not take."""
+    try:
+        node: DictConfig = OmegaConf.structured(replace(entry.options))
+    except OmegaConfBaseException as error:
+        raise ConfigError("plugins", f"options of {entry.name} of {entry.origin}: {first_line(error)}") from error
+    return node
+
+
+def _named_in(folders: Iterable[Path], group: str) -> dict[str, str]:
+    """The files of a group that say ``name: PART``, and the part whose options they therefore refine."""
+    found: dict[str, str] = {}
+    for path in (path for folder in folders for path in (folder / group).glob("*.yaml")):
+        # A damaged file is Hydra's to report, where it is chosen.
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+            content = OmegaConf.load(path)
+            if isinstance(content, DictConfig) and isinstance(name := content.get("name"), str):
+                found[path.stem] = name
+    return found
 
 
 def compose(line: Line) -> Config:
@@ -89,8 +123,15 @@ def _run_dir(time: str, root: DictConfig) -> str:
 
 
 def run_directory(config: Config, time: str) -> Path:
-    """outputs/NAME/TIME; with resume=auto the directory of the run that goes on, if there is one."""
+    """outputs/NAME/TIME; with resume=auto the directory of the run that goes on, if there is one.
+
+    With ``resume=PATH`` the name is that of the run there, if no other is given.
+    """
     base = Path("outputs") / run_name(config)
+    if config.resume not in (None, "auto") and config.name is None:
+        path = Path(str(config.resume)).expanduser()
+        saved = RunDir(path if path.is_dir() else path.parent.parent).read_config()
+        base = Path("outputs") / run_name(OmegaConf.create(saved)) if saved else base
     if config.resume == "auto":
         from relgan.resume import newest
 
@@ -139,13 +180,6 @@ def explain_config(config_dir: Path | None) -> str:
         textwrap.fill(" ".join(names), HELP_WIDTH, initial_indent=f"  {group:<16}", subsequent_indent=" " * 18)
         for group, names in sorted(choices(config_dir).items())
     ]
-    known = every_option()
-    shown = [each for name, (each, _) in known.items() if name not in {f"{group}.name" for group in GROUPS}]
-    notes = {
-        name: f"of {', '.join(having)}"
-        for name, (_, having) in known.items()
-        if having and len(having) < len(GROUPS[name.partition(".")[0]])
-    }
     return "\n\n".join(
-        ["Groups, GROUP=CHOICE:", "\n".join(groups), "Options, KEY=VALUE (null: not set):", explain(shown, notes)]
+        ["Groups, GROUP=CHOICE:", "\n".join(groups), "Options, KEY=VALUE (null: not set):", explain_options()]
     )

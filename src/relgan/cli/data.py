@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relgan.cli.command import CommandOptions, Line, command
+from relgan.config import option_names
 from relgan.options import RelganError, option
 from relgan.registry import DATASETS, DatasetOptions
 
@@ -97,7 +98,8 @@ def _verify(line: Line) -> None:
     from relgan.data import PackedStore
     from relgan.data.prepare import prepared, store_path
 
-    paths = [store_path(_dataset(line))] if line.words else prepared()
+    chosen = set(option_names(line.words)) - {"plugins"}
+    paths = [store_path(_dataset(line))] if chosen else prepared()
     damaged = 0
     for path in paths:
         if not path.exists():

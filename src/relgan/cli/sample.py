@@ -62,7 +62,7 @@ def _check(options: SampleOptions) -> None:
     usual = SampleOptions(run=options.run, out=options.out, timelapse=True, plugins=options.plugins)
     if options.timelapse and options != usual:
         extra = next(name for name, value in vars(options).items() if value != getattr(usual, name))
-        raise ConfigError(extra, "means nothing with timelapse=true, which shows the grids of training")
+        raise ConfigError(extra, "has no effect with timelapse=true, which shows the grids of training")
     path, suffix = options.path, options.path.suffix.lower()
     accepted = (".gif",) if options.timelapse else (".png", ".gif") if options.interpolate else (".png", ".zip", "")
     if suffix not in accepted:

@@ -25,14 +25,15 @@ _LEAVE_IMAGES_ALONE = ("path", "sampling", "hflip", "min_images", "url", "reside
 def store_path(options: DatasetOptions) -> Path:
     """The directory of this data set's store, whether it exists or not.
 
-    Its name depends on every option that changes an image, a data set's own ones too, and on the source files'
-    names, sizes and times.
+    Its name depends on every option that changes an image, a data set's own ones too, on the source files' names,
+    sizes and times, and on the code of a data set from outside.
     """
+    entry = DATASETS[options.name]
     values = {name: value for name, value in asdict(options).items() if name not in _LEAVE_IMAGES_ALONE}
-    if not DATASETS[options.name].facts.splits:
+    if not entry.facts.splits:
         del values["split"]
     source = identity(locate(options.path)) if options.path else None
-    key = {"format": FORMAT, "options": values, "source": source}
+    key = {"format": FORMAT, "options": values, "source": source, "code": entry.code}
     return keyed(_FOLDER, f"{options.name}-{options.image_size}", key)
 
 
@@ -68,12 +69,14 @@ def prepare(options: DatasetOptions, *, progress: bool = True) -> PackedStore:
 def _make(path: Path, options: DatasetOptions, progress: bool) -> PackedStore:
     if path.exists():
         shutil.rmtree(path)
-    source = DATASETS[options.name].build(options)
+    entry = DATASETS[options.name]
+    source = entry.build(options)
     if not isinstance(source, Source):
         given = f"dataset={options.name} gives a {type(source).__name__}"
         raise ConfigError("dataset.name", f"{given}, not a relgan.data.sources.Source")
     meta = {"name": options.name, "split": options.split, "source": options.path}
-    return pack(source, path, options.image_size, options.num_images, meta, progress)
+    with entry.failing_in_one_line():
+        return pack(source, path, options.image_size, options.num_images, meta, progress)
 
 
 def _check_count(store: PackedStore, options: DatasetOptions) -> None:

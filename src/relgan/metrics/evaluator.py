@@ -26,7 +26,7 @@ from relgan.metrics.scores import Batch, Score
 from relgan.metrics.scores.manifold import Neighbours
 from relgan.metrics.statistics import RealStatistics
 from relgan.networks.sampling import UNSCORABLE, sample_images
-from relgan.options import ConfigError
+from relgan.options import ConfigError, first_line
 from relgan.registry import DATASETS, SCORES, DatasetOptions
 
 _PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "numpy", "relgan")
@@ -190,8 +190,10 @@ class Evaluator:
                 warnings.filterwarnings("ignore", "The ``compute`` method of metric .* was called before")
                 accumulated = self._accumulators[score].compute()
             values = {score.key(number): float(value) for number, value in score.compute(accumulated).items()}
-        except ValueError as error:
-            self._warn_once(f"{name}: {error}")
+        except Exception as error:
+            if not (isinstance(error, ValueError) or SCORES[name].foreign):
+                raise
+            self._warn_once(f"{name}: {first_line(error)}")
             return {}
         if unusable := [key for key, value in values.items() if not math.isfinite(value)]:
             self._warn_once(f"{name} is left out: {', '.join(unusable)} not finite")

@@ -46,7 +46,7 @@ def _check_shapes(generator: nn.Module, critic: nn.Module, options: ModelOptions
         raise ConfigError("model.name", f"{options.name}'s generator returns {tuple(images.shape)}, not {(2, *image)}")
     logits = _passed(critic, seen, f"{options.name}'s critic")
     try:
-        flat_logits(logits, f"{options.name}'s critic:")
+        flat_logits(logits, f"{options.name}: the critic's")
     except ValueError as error:
         raise ConfigError("model.name", str(error)) from error
     if len(logits) != len(seen):

@@ -14,7 +14,7 @@ import torch
 from filelock import BaseFileLock
 from torch import Tensor, nn
 
-from relgan.config import Config, as_values, foreign_origins
+from relgan.config import Config, as_values, foreign_parts
 from relgan.data.store import PackedStore
 from relgan.distributed import is_main, world_size
 from relgan.environment import git_commit, hardware, peak_memory_bytes, versions
@@ -68,7 +68,7 @@ class Run:
     @cached_property
     def foreign(self) -> dict[str, str]:
         """Parts of the configuration that are other people's code, and the module of each."""
-        return foreign_origins(self.values)
+        return foreign_parts(self.values)
 
     @property
     def total(self) -> int:

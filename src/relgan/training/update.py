@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from relgan.distributed import average_gradients, global_mean
-from relgan.losses import Loss
+from relgan.losses import Loss, flat_logits
 from relgan.networks.blocks import SpectralNorm
 from relgan.penalties import Penalty
 
@@ -91,7 +91,7 @@ class Update:
         penalty = self._backward_penalty(real, fake)
         grad_norm = self._apply(self.optimizer_d, self.critic, loss + penalty)
         self.penalty.after_step(self.critic)
-        return CriticResult(loss, penalty, grad_norm, real_logits.float(), fake_logits.float())
+        return CriticResult(loss, penalty, grad_norm, real_logits, fake_logits)
 
     def update_generator(self, real: Tensor, z: Tensor) -> GeneratorResult:
         """Update the generator; ``real`` is only looked at by losses whose generator term compares with it."""
@@ -119,8 +119,10 @@ class Update:
         return GeneratorResult(loss, grad_norm, made)
 
     def _logits(self, images: Tensor) -> Tensor:
+        """What losses see: (n,), in float32 whatever the networks computed in."""
         with self.precision.autocast():
-            return self.judge(images)
+            logits = self.judge(images)
+        return flat_logits(logits)
 
     def _constant_logits(self, real: Tensor) -> Tensor | None:
         """Logits of the real images where the generator's loss compares with them; no graph is kept."""

@@ -118,12 +118,15 @@ class Extractors:
 
     def __getitem__(self, name: str) -> Extractor:
         if name not in self._built:
+            entry = EXTRACTORS[name]
             with torch.random.fork_rng(devices=[]):
-                made = EXTRACTORS[name].build(self.metrics, self.dataset, self.device)
+                made = entry.build(self.metrics, self.dataset, self.device)
             if not isinstance(made, Extractor):
                 given = f"{name} gives a {type(made).__name__}"
                 raise ConfigError("metrics.extractor", f"{given}, not a relgan.metrics.extractors.Extractor")
-            made.name, made.options = name, own_values(own_options(self.metrics, name, EXTRACTORS[name].options))
+            made.name, made.options = name, own_values(own_options(self.metrics, name, entry.options))
+            # Another forward pass makes other features of the same weights.
+            made.fingerprint += entry.code
             self._built[name] = made
         return self._built[name]
 
