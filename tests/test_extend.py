@@ -186,51 +186,42 @@ def test_their_options_are_typed_and_suggested(site: Path, here: Path) -> None:
         assert message in err
 
 
-def test_help_shows_them(relgan: Command) -> None:
-    text = relgan("train", "--help", PLUGINS).stdout
-    for name in (
-        "rexp_allpairs",
-        "loss.margin=1",
-        "model.hidden=256",
-        "dataset.widest=4",
-        "metrics.random.features=16",
-    ):
-        assert name in text
+FILES = {
+    "own/loss/mine.yaml": "depth: 3\n",
+    "own/my_gan.py": EXAMPLES["margin.py"]
+    .replace('"margin",', '"mine",')
+    .replace("margin: float = option(1.0,", 'depth: int = option(1, "how deep")\n    margin: float = option(1.0,'),
+    "only/loss/tight.yaml": "name: margin\nmargin: 0.1\n",
+    "only/dataset/faces.yaml": "name: celeba\nhflip: true\n",
+}
+# Command lines that train nothing, and what they print.
+PRINTED = {
+    ("--help", PLUGINS): ("rexp_allpairs", "loss.margin=1", "model.hidden=256", "metrics.random.features=16"),
+    ("--config-dir", "my", PLUGINS, "loss=wide_margin"): ("loss:\n  name: margin\n  margin: 2.0\n",),
+    # A file may only name the part, of the same name it needs nothing, and a plugin may lie beside it.
+    ("--config-dir", "only", PLUGINS, "loss=tight", "dataset=faces"): (
+        "loss:\n  name: margin\n  margin: 0.1\n",
+        "image_size: 64",
+    ),
+    ("--config-dir", "own", "plugins=[my_gan]", "loss=mine", "loss.margin=0.5"): (
+        "loss:\n  name: mine\n  depth: 3\n  margin: 0.5\n",
+    ),
+    # What relgan's own choices ask of relgan's own networks goes with any other.
+    (PLUGINS, "model=mlp", "loss=wgan", "scale=smoke"): ("name: mlp\n  latent_dim: 8\n  hidden: 256\n",),
+}
 
 
-def test_a_yaml_gives_other_values(relgan: Command) -> None:
-    done = relgan("train", "--config-dir", "my", PLUGINS, "loss=wide_margin", "--cfg", "job")
-    assert "loss:\n  name: margin\n  margin: 2.0\n" in done.stdout, done.stderr
-
-
-def test_a_yaml_may_only_name_the_part(relgan: Command, here: Path) -> None:
-    (here / "only" / "loss").mkdir(parents=True, exist_ok=True)
-    (here / "only" / "dataset").mkdir(exist_ok=True)
-    (here / "only" / "loss" / "tight.yaml").write_text("name: margin\nmargin: 0.1\n")
-    (here / "only" / "dataset" / "faces.yaml").write_text("name: celeba\nhflip: true\n")
-    words = ("--config-dir", "only", PLUGINS, "loss=tight", "dataset=faces", "--cfg", "job")
-    text = relgan("train", *words).stdout
-    assert "loss:\n  name: margin\n  margin: 0.1\n" in text
-    assert "image_size: 64" in text
-    done = relgan("train", "loss.name=sgan")
-    assert done.stderr == "relgan-train: loss.name: choose it with loss=sgan\n"
-
-
-def test_clipping_and_smoke_go_with_any_network(relgan: Command) -> None:
-    done = relgan("train", "plugins=[mlp]", "model=mlp", "loss=wgan", "scale=smoke", "--cfg", "job")
-    assert "name: mlp\n  latent_dim: 8\n  hidden: 256\n" in done.stdout, done.stderr
-
-
-def test_a_yaml_of_the_same_name_and_a_file_beside_it(relgan: Command, here: Path) -> None:
-    (here / "own" / "loss").mkdir(parents=True, exist_ok=True)
-    (here / "own" / "loss" / "mine.yaml").write_text("depth: 3\n")
-    (here / "own" / "my_gan.py").write_text(
-        EXAMPLES["margin.py"]
-        .replace('"margin",', '"mine",')
-        .replace("margin: float = option(1.0,", 'depth: int = option(1, "how deep")\n    margin: float = option(1.0,')
-    )
-    done = relgan("train", "--config-dir", "own", "plugins=[my_gan]", "loss=mine", "loss.margin=0.5", "--cfg", "job")
-    assert "loss:\n  name: mine\n  depth: 3\n  margin: 0.5\n" in done.stdout, done.stderr
+def test_help_and_files_of_values(site: Path, here: Path) -> None:
+    for name, text in FILES.items():
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(text)
+    lines = [["train", *words, *([] if "--help" in words else ["--cfg", "job"])] for words in PRINTED]
+    for (code, out, err), expected in zip(installed.run_each(site, here, lines), PRINTED.values(), strict=True):
+        assert code == 0, err
+        for text in expected:
+            assert text in out
+    ((code, _, err),) = installed.run_each(site, here, [["train", "loss.name=sgan"]])
+    assert (code, err) == (2, "relgan-train: loss.name: choose it with loss=sgan\n")
 
 
 def test_an_installed_package_needs_no_option(relgan: Command, here: Path) -> None:

@@ -153,9 +153,9 @@ def test_one_word_without_its_name(tmp_path: Path) -> None:
     assert read_pie(str(tmp_path / "lr=1"), positional="run").run == str(tmp_path / "lr=1")
     with pytest.raises(ConfigError, match=r"^cuont: no such option; did you mean count\?$"):
         read_pie("cuont=3", positional="run")
-    with pytest.raises(ConfigError, match=r"^run: give one; b is one more$"):
+    with pytest.raises(ConfigError, match=r"^run: only one is accepted; b is extra$"):
         read_pie("a", "b", positional="run")
-    with pytest.raises(ConfigError, match=r"^run: give one; b is one more$"):
+    with pytest.raises(ConfigError, match=r"^run: only one is accepted; b is extra$"):
         read_pie("run=a", "b", positional="run")
 
 

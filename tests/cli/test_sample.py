@@ -153,7 +153,7 @@ def test_timelapse_shows_every_grid_of_training_in_order(run_dir: Path, monkeypa
         (["run=RUN", "out=/nowhere/a.png"], "out: /nowhere is not a directory"),
         (["run=RUN", "out=RUN"], "exists and is not an empty folder"),
         (["run=RUN", "timelapse=maybe"], "timelapse: 'maybe' is not true or false"),
-        (["run=RUN", "timelapse=true", "n=3"], "n: means nothing with timelapse=true"),
+        (["run=RUN", "timelapse=true", "n=3"], "n: has no effect with timelapse=true"),
         (["run=.", "timelapse=true"], "run: . holds no samples"),
         (["run=RUN", "device=tpu"], "device: 'tpu' is not one of"),
     ],

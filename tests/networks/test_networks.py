@@ -396,9 +396,12 @@ def test_a_critic_may_return_flat_logits_a_column_or_a_map(
 @pytest.mark.parametrize(
     ("networks", "problem"),
     [
-        ((pictures(16), linear(768, 2)), r"mine's critic: logits must have the shape .*, got \(2, 2\)"),
-        ((pictures(16), nn.Sequential(linear(768, 1), nn.Flatten(0), nn.Unflatten(0, (1, 2)))), r"mine's critic: .*"),
-        ((pictures(16), nn.AdaptiveAvgPool2d(1)), r"mine's critic: .*, got \(2, 3, 1, 1\)"),
+        ((pictures(16), linear(768, 2)), r"mine: the critic's logits must have the shape .*, got \(2, 2\)"),
+        (
+            (pictures(16), nn.Sequential(linear(768, 1), nn.Flatten(0), nn.Unflatten(0, (1, 2)))),
+            r"mine: the critic's .*",
+        ),
+        ((pictures(16), nn.AdaptiveAvgPool2d(1)), r"mine: the critic's .*, got \(2, 3, 1, 1\)"),
         ((pictures(8), PATCHES), r"mine's generator returns \(2, 3, 8, 8\), not \(2, 3, 16, 16\)"),
         ((linear(8, 1), PATCHES), r"mine's generator returns \(2, 1\), not \(2, 3, 16, 16\)"),
         ((linear(9, 1), PATCHES), r"mine's generator fails on an input of shape \(2, 8\): .*"),
