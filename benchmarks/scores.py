@@ -29,8 +29,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.timing import Measured, Prepare, interleave, show
-from relgan.cache import fixed_subset
 from relgan.config import MetricsConfig
+from relgan.data.store import fixed_subset
 from relgan.metrics.evaluator import Evaluator
 from relgan.metrics.reference import Pictures
 from relgan.metrics.scores.frechet import frechet_distance

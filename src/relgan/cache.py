@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 log = logging.getLogger("relgan")
 
@@ -109,18 +108,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def fixed_subset(count: int, size: int | None) -> NDArray[np.int64]:
-    """Sorted indices int64 of all ``count`` things, or of a fixed random ``size`` of them.
-
-    Random, because archives are often sorted by class; fixed, so that every machine takes the same.
-    """
-    import numpy as np
-
-    if size is None or size >= count:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).choice(count, size, replace=False))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from relgan.options import ConfigError, Option, Options, check, flatten, option, suggest, walk
@@ -262,6 +263,29 @@ def foreign_parts(values: Mapping[str, Any]) -> dict[str, str]:
     """The parts of a configuration that are not relgan's own, and the module each comes from; "" if nobody has it."""
     entries = {part: registry.get(name) for part, (registry, name) in _parts(values).items()}
     return {part: entry.origin if entry else "" for part, entry in entries.items() if entry is None or entry.foreign}
+
+
+def refuse_foreign(values: Mapping[str, Any], foreign: Mapping[str, str], path: Path) -> None:
+    """Nothing that lies in a file runs code: other people's parts must be registered by now, by whom they were then.
+
+    Args:
+        values: the saved configuration.
+        foreign: the saved part -> module that registered it.
+        path: where that lies.
+    """
+    given = f"plugins=[{','.join(values.get('plugins') or dict.fromkeys(foreign.values()))}]"
+    for part, module in foreign_parts(values).items():
+        then = foreign.get(part, "relgan")
+        if not module and then == "__main__":
+            raise ConfigError("plugins", f"{path} needs {part}, which a notebook or script registered; run that first")
+        if not module:
+            raise ConfigError(
+                "plugins",
+                f"{path} needs {part} from {then}; relgan imports no code because a file names it: "
+                f"allow it with {given}, or install the package that has it",
+            )
+        if then != module and "__main__" not in (then, module):
+            raise ConfigError("plugins", f"{path} needs {part} from {then}, and not the one from {module}")
 
 
 def check_batch_size(config: Config, ranks: int) -> None:

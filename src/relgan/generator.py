@@ -14,13 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from relgan.config import Config, as_values, foreign_parts, resolve
+from relgan.config import Config, as_values, foreign_parts, refuse_foreign, resolve
 from relgan.images import grid
 from relgan.networks import build_networks
 from relgan.networks.sampling import sample_images
 from relgan.options import ConfigError, RelganError
 from relgan.registry import DATASETS
-from relgan.resume import refuse_foreign
 from relgan.rundir import RunDir
 from relgan.training import checkpoint
 

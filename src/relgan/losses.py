@@ -257,7 +257,7 @@ class AdversarialLoss(Loss):
 def combined(options: LossOptions) -> AdversarialLoss:
     """The loss that is registered as one cost in one form."""
     made: Combination = LOSSES[options.name].facts
-    cost = COSTS[made.cost].build(made.form)
+    cost = COSTS.build(made.cost, made.form, of=Cost)
     return AdversarialLoss(options.name, made.form, cost, getattr(options, "generator_terms", "both"))
 
 
@@ -277,27 +277,25 @@ def get_loss(name: str, **options: Any) -> Loss:
 
 
 def build_loss(options: LossOptions) -> Loss:
-    """Build a loss; see that it is one where it is other people's.
+    """The loss that ``options.name`` names.
 
     Raises:
-        ConfigError: it is no :class:`Loss`, or does not return scalars.
+        ConfigError: an unknown name; or other people's that fails, is no :class:`Loss` or does not return scalars.
     """
-    entry = LOSSES[options.name]
-    loss = entry.build(options)
-    if not isinstance(loss, Loss):
-        raise ConfigError("loss.name", f"{options.name} builds a {type(loss).__name__}, not a relgan.losses.Loss")
-    # Not relgan's own, whose means wait for all ranks: one process may want a loss without the others.
-    if entry.foreign:
-        with entry.failing_in_one_line():
-            _try(loss, options.name)
+    # relgan's own are not tried: their means wait for all ranks, and one process may want a loss without the others.
+    loss: Loss = LOSSES.build(options.name, options, of=Loss, trial=_try)
     return loss
 
 
 @torch.enable_grad()
-def _try(loss: Loss, name: str) -> None:
+def _try(name: str, loss: Loss) -> None:
     logits = torch.linspace(-1, 1, 4).requires_grad_()
     for method in (loss.discriminator, loss.generator):
-        value = method(logits, logits.flip(0))
-        if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ConfigError("loss.name", f"{name}.{method.__name__} must return a scalar with a graph, got {got}")
+        check_scalar(method(logits, logits.flip(0)), "loss.name", f"{name}.{method.__name__}")
+
+
+def check_scalar(value: object, option: str, what: str) -> None:
+    """Raise ConfigError unless ``value`` can be added to a loss: a scalar with a graph."""
+    if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ConfigError(option, f"{what} must return a scalar with a graph, got {got}")

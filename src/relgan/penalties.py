@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from relgan.builtin import WeightedOptions
 from relgan.distributed import global_mean, own_part, world_size
-from relgan.options import ConfigError
+from relgan.losses import check_scalar
 from relgan.registry import PENALTIES, PenaltyOptions
 
 
@@ -184,26 +184,17 @@ def build_penalty(options: PenaltyOptions) -> Penalty:
     """The penalty that ``options.name`` names.
 
     Raises:
-        ConfigError: an unknown name, or one that builds something else.
+        ConfigError: an unknown name; or other people's that fails, is no :class:`Penalty` or has terms that are no
+            scalars.
     """
-    entry = PENALTIES[options.name]
-    penalty = entry.build(options)
-    if not isinstance(penalty, Penalty):
-        built = type(penalty).__name__
-        raise ConfigError("penalty.name", f"{options.name} builds a {built}, not a relgan.penalties.Penalty")
-    if entry.foreign:
-        with entry.failing_in_one_line():
-            _try(penalty, options.name)
+    penalty: Penalty = PENALTIES.build(options.name, options, of=Penalty, trial=_try)
     return penalty
 
 
 @torch.enable_grad()
-def _try(penalty: Penalty, name: str) -> None:
+def _try(name: str, penalty: Penalty) -> None:
     with torch.random.fork_rng(devices=[]):
         real, fake = torch.randn(2, 4, 3, 8, 8).unbind()
         critic = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1), nn.Flatten(0))
         for points in penalty.points(real, fake):
-            value = penalty.term(critic, points)
-            if not (isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad):
-                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ConfigError("penalty.name", f"{name}.term must return a scalar with a graph, got {got}")
+            check_scalar(penalty.term(critic, points), "penalty.name", f"{name}.term")

@@ -145,18 +145,13 @@ class Entry(Generic[OptionsT]):
             return ""
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
-    def build(self, *arguments: Any, **keywords: Any) -> Any:
-        """Call the builder, importing it first if it was given as "module:name".
-
-        Raises:
-            ConfigError: other people's code fails.
-        """
-        with self.failing_in_one_line():
-            builder = self.builder
-            if isinstance(builder, str):
-                module, _, name = builder.partition(":")
-                builder = getattr(importlib.import_module(module), name)
-            return builder(*arguments, **keywords)
+    def build(self, *arguments: Any) -> Any:
+        """Call the builder, importing it first if it was given as "module:name"."""
+        builder = self.builder
+        if isinstance(builder, str):
+            module, _, name = builder.partition(":")
+            builder = getattr(importlib.import_module(module), name)
+        return builder(*arguments)
 
     @contextlib.contextmanager
     def failing_in_one_line(self) -> Iterator[None]:
@@ -236,6 +231,33 @@ class Registry(Mapping[str, Entry[OptionsT]]):
         if builder is not None:
             enter(builder)
         return enter
+
+    def build(
+        self,
+        name: str,
+        *arguments: Any,
+        of: type | tuple[type, ...],
+        trial: Callable[[str, Any], None] | None = None,
+    ) -> Any:
+        """Build the part of that name, and see that it is one.
+
+        Args:
+            of: what it has to be.
+            trial: tries other people's, which may be written wrongly, before anything depends on it.
+
+        Raises:
+            ConfigError: the name is unknown, it is something else, or other people's code fails.
+        """
+        entry = self[name]
+        with entry.failing_in_one_line():
+            built = entry.build(*arguments)
+            if not isinstance(built, of):
+                wanted = of[0] if isinstance(of, tuple) else of
+                given = f"{name} builds a {type(built).__name__}"
+                raise ConfigError(self.option, f"{given}, not a {wanted.__module__}.{wanted.__qualname__}")
+            if trial is not None and entry.foreign:
+                trial(name, built)
+        return built
 
     def names(self) -> tuple[str, ...]:
         load_built_in()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from relgan.config import Config, as_values, foreign_parts, option_names, overlay, resolve
+from relgan.config import Config, as_values, option_names, overlay, refuse_foreign, resolve
 from relgan.files import atomic_write
 from relgan.options import ConfigError, RelganError, flatten
 from relgan.rundir import OccupiedError, RunDir
@@ -97,7 +97,8 @@ def find(config: Config, directory: RunDir, words: Iterable[str]) -> Origin | No
     from relgan.training import checkpoint
 
     path = None if config.resume is None else _checkpoint(config.resume, directory)
-    in_place = path is not None and path.parent.resolve() == directory.checkpoints.resolve()
+    own = directory.checkpoints
+    in_place = path is not None and own.exists() and path.parent.samefile(own)
     if directory.metrics.exists() and config.resume != "auto" and not in_place:
         raise ConfigError(
             "hydra.run.dir", f"{directory.path} already holds a run; continue it with resume=auto or name another"
@@ -114,7 +115,8 @@ def find(config: Config, directory: RunDir, words: Iterable[str]) -> Origin | No
     refuse_foreign(values, content["foreign"], path)
     if config.resume != "auto":
         config = overlay(resolve(values), config, words)
-    for option, before, now in differences(content["config"], as_values(config)):
+    wanted = as_values(config)
+    for option, before, now in differences(values, wanted):
         raise RelganError(f"resume: {option} was {before} in {path}, now {now}; only a new run may change it")
     return Origin(path, content, in_place, config)
 
@@ -130,29 +132,6 @@ def _checkpoint(resume: str, own: RunDir) -> Path | None:
     if not path.is_file():
         raise RelganError(f"resume: {resume} is neither a run directory nor a checkpoint (or give null or auto)")
     return path
-
-
-def refuse_foreign(values: Mapping[str, Any], foreign: Mapping[str, str], path: Path) -> None:
-    """Nothing that lies in a file runs code: other people's parts must be registered by now, by whom they were then.
-
-    Args:
-        values: the saved configuration.
-        foreign: the saved part -> module that registered it.
-        path: where that lies.
-    """
-    given = f"plugins=[{','.join(values.get('plugins') or dict.fromkeys(foreign.values()))}]"
-    for part, module in foreign_parts(values).items():
-        then = foreign.get(part, "relgan")
-        if not module and then == "__main__":
-            raise ConfigError("plugins", f"{path} needs {part}, which a notebook or script registered; run that first")
-        if not module:
-            raise ConfigError(
-                "plugins",
-                f"{path} needs {part} from {then}; relgan imports no code because a file names it: "
-                f"allow it with {given}, or install the package that has it",
-            )
-        if then != module and "__main__" not in (then, module):
-            raise ConfigError("plugins", f"{path} needs {part} from {then}, and not the one from {module}")
 
 
 def restore(origin: Origin, state: TrainState, store: PackedStore) -> None:

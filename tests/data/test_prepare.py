@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from relgan.data import pack, prepare
-from relgan.data.prepare import store_path
+from relgan.data.pack import store_path
 from relgan.options import ConfigError, RelganError
 from relgan.registry import DatasetOptions
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from relgan.data import pack, prepare
-from relgan.data.prepare import store_path
+from relgan.data.pack import store_path
 from relgan.data.sources import ArraySource, Source
 from relgan.options import ConfigError, RelganError, option
 from relgan.registry import DATASETS, DatasetOptions, load_plugins, register_dataset
@@ -91,7 +91,7 @@ def test_a_data_set_without_images_is_one_line(register: Register) -> None:
 
 def test_a_builder_of_something_else_is_one_line(register: Register) -> None:
     register("mine", None, lambda options: [1, 2])
-    with pytest.raises(ConfigError, match=r"^dataset\.name: dataset=mine gives a list, not a relgan.*Source$"):
+    with pytest.raises(ConfigError, match=r"^dataset\.name: mine builds a list, not a relgan.*Source$"):
         prepare(options("mine"))
 
 

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from relgan.cache import fixed_subset
 from relgan.config import MetricsConfig
 from relgan.data import PackedStore, prepare
+from relgan.data.store import fixed_subset
 from relgan.metrics import reference
 from relgan.metrics.catalogue import direction, score_of
 from relgan.metrics.evaluator import Evaluator

@@ -159,10 +159,10 @@ def test_a_score_that_cannot_be_computed_costs_only_itself_and_one_warning(
 
 def test_what_a_builder_returns_is_checked() -> None:
     register_extractor("wrong", about="no extractor")(lambda metrics, dataset, device: nn.Identity())
-    with pytest.raises(ConfigError, match=r"metrics\.extractor: wrong gives a Identity, not a .*Extractor"):
+    with pytest.raises(ConfigError, match=r"metrics\.extractor: wrong builds a Identity, not a .*Extractor"):
         evaluator(scores=["fid"], extractor="wrong")
     register_score("bare", about="no score")(lambda options, metrics, extractors: 5)
-    with pytest.raises(ConfigError, match=r"metrics\.scores: bare gives a int, not a .*Score"):
+    with pytest.raises(ConfigError, match=r"metrics\.scores: bare builds a int, not a .*Score"):
         evaluator(scores=["bare"])
     with pytest.raises(ConfigError, match=r"metrics\.scores: is needs classes, and the extractor pooling has none"):
         evaluator(scores=["is"])

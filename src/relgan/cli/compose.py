@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,26 +45,32 @@ def open_line(line: Line) -> None:
         group, _, rest = word.lstrip("+").partition(".")
         if group in GROUPS and rest.startswith("name="):
             raise ConfigError(f"{group}.name", f"choose it with {group}={rest.partition('=')[2]}")
-    folders = [conf_dir(), *([line.config_dir] if line.config_dir is not None else [])]
-    store = ConfigStore.instance()
     bases: dict[str, Any] = {group: registry.base() for group, registry in GROUPS.items()}
-    store.store(name="relgan_schema", node=Config(**bases, metrics=metrics_class()()))
-    for group, registry in GROUPS.items():
-        for name, entry in registry.items():
-            node = _structured(entry)
-            # config.yaml puts this below what the choice of the same name says (options/loss@loss: ${loss}).
-            store.store(group=f"options/{group}", name=name, package=group, node=node)
-            if not any((folder / group / f"{name}.yaml").is_file() for folder in folders):
-                store.store(group=group, name=name, node=node)
-        for choice, name in _named_in(folders, group).items():
-            if choice not in registry and name in registry:
-                node = _structured(registry[name])
-                store.store(group=f"options/{group}", name=choice, package=group, node=node)
+    ConfigStore.instance().store(name="relgan_schema", node=Config(**bases, metrics=metrics_class()()))
+    folders = [conf_dir(), *([line.config_dir] if line.config_dir is not None else [])]
+    for group in GROUPS:
+        _store_choices(group, folders)
     OmegaConf.register_new_resolver("relgan_sweep", lambda time, *, _root_: _root_.name or time, replace=True)
     OmegaConf.register_new_resolver("relgan_job", lambda overrides: job_name(overrides), replace=True)
     OmegaConf.register_new_resolver("relgan_direction", _direction, replace=True)
     OmegaConf.register_new_resolver("relgan_run_dir", lambda time, *, _root_: _run_dir(time, _root_), replace=True)
     OmegaConf.register_new_resolver("relgan_log", lambda what: _logging()[what], replace=True)
+
+
+def _store_choices(group: str, folders: Sequence[Path]) -> None:
+    """Give Hydra the options of each part, and a choice of its name where no file is called like it.
+
+    config.yaml puts ``options/GROUP/CHOICE`` below what the choice itself says.
+    """
+    store, registry = ConfigStore.instance(), GROUPS[group]
+    for name, entry in registry.items():
+        node = _structured(entry)
+        store.store(group=f"options/{group}", name=name, package=group, node=node)
+        if not any((folder / group / f"{name}.yaml").is_file() for folder in folders):
+            store.store(group=group, name=name, node=node)
+    for choice, name in _named_in(folders, group).items():
+        if choice not in registry and name in registry:
+            store.store(group=f"options/{group}", name=choice, package=group, node=_structured(registry[name]))
 
 
 def _structured(entry: Entry[Any]) -> DictConfig:

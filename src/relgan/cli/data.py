@@ -61,7 +61,7 @@ def _list() -> None:
 
     from relgan.cache import cache_dir
     from relgan.data import PackedStore
-    from relgan.data.prepare import prepared
+    from relgan.data.pack import prepared
 
     stores = [PackedStore.open(path) for path in prepared()]
     cached = {store.meta["name"] for store in stores}
@@ -96,7 +96,7 @@ def _show(dataset: DatasetOptions, chosen: str | None) -> None:
 
 def _verify(line: Line) -> None:
     from relgan.data import PackedStore
-    from relgan.data.prepare import prepared, store_path
+    from relgan.data.pack import prepared, store_path
 
     chosen = set(option_names(line.words)) - {"plugins"}
     paths = [store_path(_dataset(line))] if chosen else prepared()

@@ -113,7 +113,7 @@ def _score_pictures(options: EvalOptions, line: Line) -> Result:
 
 def _score(pictures: Pictures, real: Images, config: Config, kind: DatasetOptions, limit: int | None) -> Result:
     """``kind`` is the data set that decides which networks and scores make sense."""
-    from relgan.cache import fixed_subset
+    from relgan.data.store import fixed_subset
     from relgan.metrics.evaluator import Evaluator
     from relgan.training.engine import prepare_device
 

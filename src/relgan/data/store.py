@@ -91,6 +91,16 @@ def content_fingerprint(path: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def fixed_subset(count: int, size: int | None) -> NDArray[np.int64]:
+    """Sorted indices int64 of all ``count`` things, or of a fixed random ``size`` of them.
+
+    Random, because archives are often sorted by class; fixed, so that every machine takes the same.
+    """
+    if size is None or size >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, size, replace=False))
+
+
 class StoreWriter:
     """Writes a store image by image; nothing is visible at ``path`` before :meth:`finish`.
 

@@ -26,7 +26,7 @@ from relgan.metrics.scores import Batch, Score
 from relgan.metrics.scores.manifold import Neighbours
 from relgan.metrics.statistics import RealStatistics
 from relgan.networks.sampling import UNSCORABLE, sample_images
-from relgan.options import ConfigError, first_line
+from relgan.options import first_line
 from relgan.registry import DATASETS, SCORES, DatasetOptions
 
 _PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "numpy", "relgan")
@@ -79,11 +79,8 @@ class Evaluator:
         self._warned: set[str] = set()
 
     def _build(self, name: str) -> Score | Neighbours:
-        entry = SCORES[name]
-        score = entry.build(own_options(self.config, name, entry.options), self.config, self._extractors)
-        if not isinstance(score, Score | Neighbours):
-            given = f"{name} gives a {type(score).__name__}"
-            raise ConfigError("metrics.scores", f"{given}, not a relgan.metrics.scores.Score")
+        options = own_options(self.config, name, SCORES[name].options)
+        score: Score | Neighbours = SCORES.build(name, options, self.config, self._extractors, of=(Score, Neighbours))
         return score
 
     def _prepare_accumulators(self) -> None:

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from relgan.cache import fixed_subset, keyed, load_or_compute
+from relgan.cache import keyed, load_or_compute
 from relgan.data import PackedStore
 from relgan.data.archives import identity, image_files
 from relgan.data.decode import Unusable, whole
+from relgan.data.store import fixed_subset
 from relgan.files import atomic_write
 from relgan.metrics.extractors import Extractor
 from relgan.metrics.statistics import FeatureBank, FeatureMoments, RealStatistics, Reference, factorise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -24,33 +26,34 @@ def build_networks(options: ModelOptions, image_size: int, channels: int) -> tup
         what :func:`relgan.training.update.pack` returns, (N/k, k·channels, S, S), and gives the logits of N/k.
 
     Raises:
-        ConfigError: an unknown name, a size it cannot make, or networks of other shapes than these.
+        ConfigError: an unknown name, a size it cannot make; or other people's networks of other shapes than these.
     """
-    networks = MODELS[options.name].build(options, image_size, channels)
-    if not (isinstance(networks, tuple) and len(networks) == 2 and all(isinstance(n, nn.Module) for n in networks)):
-        built = networks if isinstance(networks, tuple) else (networks,)
-        names = ", ".join(type(part).__name__ for part in built)
-        raise ConfigError("model.name", f"{options.name} must build a tuple of two torch modules, got ({names})")
-    _check_shapes(*networks, options, (channels, image_size, image_size))
+    shape = (channels, image_size, image_size)
+    networks: tuple[nn.Module, nn.Module] = MODELS.build(
+        options.name, *(options, image_size, channels), of=object, trial=partial(_try, options, shape)
+    )
     return networks
 
 
 @torch.no_grad()
-def _check_shapes(generator: nn.Module, critic: nn.Module, options: ModelOptions, image: tuple[int, ...]) -> None:
+def _try(options: ModelOptions, image: tuple[int, ...], name: str, networks: object) -> None:
     """One pass of two images, which changes neither buffers nor random numbers."""
-    pack = getattr(options, "pack", 1)
-    z = torch.zeros(2, options.latent_dim)
-    seen = torch.zeros(2, pack * image[0], *image[1:])
-    images = _passed(generator, z, f"{options.name}'s generator")
+    parts = networks if isinstance(networks, tuple) else (networks,)
+    generator, critic = parts if len(parts) == 2 else (None, None)
+    if not (isinstance(generator, nn.Module) and isinstance(critic, nn.Module)):
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise ConfigError("model.name", f"{name} must build a tuple of two torch modules, got ({kinds})")
+    images = _passed(generator, torch.zeros(2, options.latent_dim), f"{name}'s generator")
     if images.shape != (2, *image):
-        raise ConfigError("model.name", f"{options.name}'s generator returns {tuple(images.shape)}, not {(2, *image)}")
-    logits = _passed(critic, seen, f"{options.name}'s critic")
+        raise ConfigError("model.name", f"{name}'s generator returns {tuple(images.shape)}, not {(2, *image)}")
+    seen = torch.zeros(2, getattr(options, "pack", 1) * image[0], *image[1:])
+    logits = _passed(critic, seen, f"{name}'s critic")
     try:
-        flat_logits(logits, f"{options.name}: the critic's")
+        flat_logits(logits, f"{name}: the critic's")
     except ValueError as error:
         raise ConfigError("model.name", str(error)) from error
     if len(logits) != len(seen):
-        raise ConfigError("model.name", f"{options.name}'s critic returns {len(logits)} logits for {len(seen)} images")
+        raise ConfigError("model.name", f"{name}'s critic returns {len(logits)} logits for {len(seen)} images")
 
 
 def _passed(network: nn.Module, inputs: Tensor, what: str) -> Tensor:

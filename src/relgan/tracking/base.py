@@ -7,10 +7,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 from relgan.files import atomic_write
-from relgan.options import ConfigError, RelganError, first_line
+from relgan.options import RelganError, first_line
 from relgan.registry import TRACKERS, TrackerOptions
 
 log = logging.getLogger("relgan")
@@ -77,15 +78,14 @@ def start(options: TrackerOptions, context: Context) -> Tracker | None:
         ConfigError: an unknown name, or one that builds something else.
     """
     try:
-        tracker = TRACKERS[options.name].build(options, context)
-    except RelganError:
-        raise
-    except Exception as error:  # another's code: the experiment goes on without it
-        log.warning("tracker=%s: %s; only the run directory is written", options.name, first_line(error))
+        tracker: Tracker | None = TRACKERS.build(options.name, options, context, of=(Tracker, NoneType))
+    except Exception as error:
+        # Bad input is for the user to mend; whatever breaks in a service, the experiment goes on.
+        if isinstance(error, RelganError) and not isinstance(error.__cause__, Exception):
+            raise
+        reason = first_line(error.__cause__ or error)
+        log.warning("tracker=%s: %s; only the run directory is written", options.name, reason)
         return None
-    if not (tracker is None or isinstance(tracker, Tracker)):
-        built = type(tracker).__name__
-        raise ConfigError("tracker.name", f"{options.name} builds a {built}, not a relgan.tracking.base.Tracker")
     return tracker
 
 

@@ -120,10 +120,7 @@ class Extractors:
         if name not in self._built:
             entry = EXTRACTORS[name]
             with torch.random.fork_rng(devices=[]):
-                made = entry.build(self.metrics, self.dataset, self.device)
-            if not isinstance(made, Extractor):
-                given = f"{name} gives a {type(made).__name__}"
-                raise ConfigError("metrics.extractor", f"{given}, not a relgan.metrics.extractors.Extractor")
+                made = EXTRACTORS.build(name, self.metrics, self.dataset, self.device, of=Extractor)
             made.name, made.options = name, own_values(own_options(self.metrics, name, entry.options))
             # Another forward pass makes other features of the same weights.
             made.fingerprint += entry.code
