@@ -123,6 +123,22 @@ def test_a_run_is_resumed_sampled_scored_again_and_reported(sweep: Path, here: P
     assert "Variety (random)" in (here / "both.html").read_text("utf-8")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["parallel", "processes"])
+def test_other_processes_of_a_sweep_import_them_too(site: Path, here: Path, launcher: str) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launchers extra is not installed")
+    words = (f"hydra/launcher={launcher}", f"name={launcher}", "loss=ragan,margin", "loss.margin=1")
+    done = installed.run(site, here, "train", "-m", *words, *OWN, *SMALL)
+    # Only one of the two losses has the option.
+    assert done.returncode == 2, done.stderr
+    assert "loss.margin: no such option with this loss" in done.stderr
+    done = installed.run(site, here, "train", "-m", *words[:-1], *OWN, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert {summary(path.parent)["status"] for path in (here / "multirun" / launcher).glob("*/summary.json")} == {
+        "finished"
+    }
+
+
 def test_what_names_foreign_code_is_refused_by_its_name(sweep: Path, here: Path, site: Path) -> None:
     run = job(sweep, "margin")
     lines = [["sample", str(run)], ["eval", str(run)], ["export", str(run)], ["train", f"resume='{run}'"]]
