@@ -80,11 +80,11 @@ def start(options: TrackerOptions, context: Context) -> Tracker | None:
     try:
         tracker: Tracker | None = TRACKERS.build(options.name, options, context, of=(Tracker, NoneType))
     except Exception as error:
-        # Bad input is for the user to mend; whatever breaks in a service, the experiment goes on.
-        if isinstance(error, RelganError) and not isinstance(error.__cause__, Exception):
+        broken = error.__cause__ if isinstance(error, RelganError) else error
+        if broken is None:  # bad input, which is for the user to mend
             raise
-        reason = first_line(error.__cause__ or error)
-        log.warning("tracker=%s: %s; only the run directory is written", options.name, reason)
+        # Whatever breaks in a service, the experiment goes on.
+        log.warning("tracker=%s: %s; only the run directory is written", options.name, first_line(broken))
         return None
     return tracker
 
