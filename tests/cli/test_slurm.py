@@ -11,7 +11,8 @@ import pytest
 
 import tiny
 
-# sbatch runs every task of the array at once, beside the submitting process; sacct says which have ended.
+# sbatch runs every task of the array at once, from a copy because submitit moves its file, beside the submitting
+# process; sacct says which have ended.
 SLURM = {
     "sbatch": """
 cp "$1" "$QUEUE/script"
@@ -20,7 +21,7 @@ for task in $(seq 0 "${last:-0}"); do
     (
         export SLURM_JOB_ID=$((100 + task)) SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$task SLURM_JOB_NODELIST=here
         export SLURM_NTASKS=1 SLURM_NNODES=1 SLURM_NODEID=0 SLURM_LOCALID=0 SLURM_PROCID=0
-        sh "$1"
+        sh "$QUEUE/script"
         echo "77_$task|COMPLETED|here" >> "$QUEUE/ended"
     ) > "$QUEUE/output$task" 2>&1 < /dev/null &
 done
