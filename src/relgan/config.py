@@ -179,17 +179,15 @@ def every_option() -> dict[str, tuple[Option, dict[str, Any]]]:
 
     There are no choices where it does not depend on one.
     """
-    found: dict[str, tuple[Option, dict[str, Any]]] = {}
     default = {each.name: each for each in walk(Config(metrics=metrics_class()()))}
-    for each in default.values():
-        group = each.name.partition(".")[0]
-        if group not in GROUPS or "." not in each.name:
-            found[each.name] = (each, {})
+    found: dict[str, tuple[Option, dict[str, Any]]] = {}
+    for f in dataclasses.fields(Config):
+        if f.name not in GROUPS:
+            found |= {name: (each, {}) for name, each in default.items() if name.partition(".")[0] == f.name}
             continue
-        if group not in {name.partition(".")[0] for name in found}:
-            for name, entry in GROUPS[group].items():
-                for own in walk(entry.options, f"{group}."):
-                    found.setdefault(own.name, (default.get(own.name, own), {}))[1][name] = own.value
+        for choice, entry in GROUPS[f.name].items():
+            for own in walk(entry.options, f"{f.name}."):
+                found.setdefault(own.name, (default.get(own.name, own), {}))[1][choice] = own.value
     return found
 
 

@@ -102,7 +102,7 @@ def read_checkpoint(run: str | Path, which: str = "last") -> dict[str, Any]:
         raise ConfigError("checkpoint", f"{which!r} is not one of {', '.join(names)}")
     path = folder / f"{which}.pt" if path.is_dir() else path
     saved = checkpoint.load(path)
-    # To use a generator nobody is told.
+    # Its code may be missing, and whoever uses a generator has no need of it.
     saved["config"]["tracker"] = {"name": "none"}
     refuse_foreign(saved["config"], saved["foreign"], path)
     return saved

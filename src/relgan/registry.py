@@ -174,12 +174,11 @@ class Registry(Mapping[str, Entry[OptionsT]]):
         kind: what they are called: "loss".
         option: the option that names one: "loss.name".
         base: dataclass that the options of each derive from.
-        call: how a builder is called and what it returns, for people.
         facts: of a part that was registered without.
     """
 
-    def __init__(self, kind: str, option: str, base: type[OptionsT], call: str, facts: Any = None) -> None:
-        self.kind, self.option, self.base, self.call, self.facts = kind, option, base, call, facts
+    def __init__(self, kind: str, option: str, base: type[OptionsT], facts: Any = None) -> None:
+        self.kind, self.option, self.base, self.facts = kind, option, base, facts
         self._entries: dict[str, Entry[OptionsT]] = {}
 
     def register(
@@ -197,7 +196,7 @@ class Registry(Mapping[str, Entry[OptionsT]]):
         Args:
             name: how it is chosen on the command line.
             options: dataclass of its own options, or an instance with other defaults; None: the base's.
-            builder: called as the kind's ``call`` says; "module:name" is imported only when it is built.
+            builder: called as is said below of each kind; "module:name" is imported only when it is built.
             about: one line for ``--help``; by default the first line of the builder's docstring.
             facts: see :class:`Entry`.
             origin: the module it comes from, if that is not the builder's.
@@ -284,16 +283,23 @@ class Registry(Mapping[str, Entry[OptionsT]]):
         return len(self.names())
 
 
-LOSSES = Registry("loss", "loss.name", LossOptions, "(options) -> relgan.losses.Loss")
-COSTS = Registry("cost", "loss.name", Options, "(form) -> relgan.losses.Cost")
-PENALTIES = Registry("penalty", "penalty.name", PenaltyOptions, "(options) -> relgan.penalties.Penalty")
-MODELS = Registry("model", "model.name", ModelOptions, "(options, image_size, channels) -> (generator, critic)")
-DATASETS = Registry("dataset", "dataset.name", DatasetOptions, "(options) -> relgan.data.sources.Source", DatasetCard())
-SCORES = Registry("score", "metrics.scores", Options, "(options, metrics, extractors) -> relgan.metrics.scores.Score")
-EXTRACTORS = Registry(
-    "extractor", "metrics.extractor", Options, "(metrics, dataset, device) -> relgan.metrics.extractors.Extractor"
-)
-TRACKERS = Registry("tracker", "tracker.name", TrackerOptions, "(options, context) -> relgan.tracking.base.Tracker")
+# How a builder of each kind is called, and what it returns:
+# (options) -> relgan.losses.Loss
+LOSSES = Registry("loss", "loss.name", LossOptions)
+# (form) -> relgan.losses.Cost
+COSTS = Registry("cost", "loss.name", Options)
+# (options) -> relgan.penalties.Penalty
+PENALTIES = Registry("penalty", "penalty.name", PenaltyOptions)
+# (options, image_size, channels) -> (generator, critic)
+MODELS = Registry("model", "model.name", ModelOptions)
+# (options) -> relgan.data.sources.Source
+DATASETS = Registry("dataset", "dataset.name", DatasetOptions, DatasetCard())
+# (options, metrics, extractors) -> relgan.metrics.scores.Score
+SCORES = Registry("score", "metrics.scores", Options)
+# (metrics, dataset, device) -> relgan.metrics.extractors.Extractor
+EXTRACTORS = Registry("extractor", "metrics.extractor", Options)
+# (options, context) -> relgan.tracking.base.Tracker
+TRACKERS = Registry("tracker", "tracker.name", TrackerOptions)
 
 GROUPS: dict[str, Registry[Any]] = {
     registry.kind: registry for registry in (MODELS, LOSSES, PENALTIES, DATASETS, TRACKERS)

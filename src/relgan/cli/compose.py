@@ -38,6 +38,11 @@ def conf_dir() -> Path:
     raise RelganError(f"the configuration directory is missing; looked in {candidates[0]} and {candidates[1]}")
 
 
+def _folders(config_dir: Path | None) -> list[Path]:
+    """Where configuration files lie: relgan's own, and the user's."""
+    return [conf_dir(), *([config_dir] if config_dir is not None else [])]
+
+
 def open_line(line: Line) -> None:
     """Load the plugins that a command line names, and make every part known to Hydra; safe to call twice."""
     load_plugins(_plugins(line.words), line.places)
@@ -47,9 +52,8 @@ def open_line(line: Line) -> None:
             raise ConfigError(f"{group}.name", f"choose it with {group}={rest.partition('=')[2]}")
     bases: dict[str, Any] = {group: registry.base() for group, registry in GROUPS.items()}
     ConfigStore.instance().store(name="relgan_schema", node=Config(**bases, metrics=metrics_class()()))
-    folders = [conf_dir(), *([line.config_dir] if line.config_dir is not None else [])]
     for group in GROUPS:
-        _store_choices(group, folders)
+        _store_choices(group, _folders(line.config_dir))
     OmegaConf.register_new_resolver("relgan_sweep", lambda time, *, _root_: _root_.name or time, replace=True)
     OmegaConf.register_new_resolver("relgan_job", lambda overrides: job_name(overrides), replace=True)
     OmegaConf.register_new_resolver("relgan_direction", _direction, replace=True)
@@ -123,15 +127,19 @@ def _plugins(words: Iterable[str]) -> list[str]:
 
 def _run_dir(time: str, root: DictConfig) -> str:
     try:
-        return str(run_directory(to_config(root), time))
+        # Hydra asks several times, and checking a configuration takes longer than all the rest.
+        return str(run_directory(to_config(root) if root.resume == "auto" else root, time))
     except RelganError:
         return str(Path("outputs") / run_name(root) / time)  # the task refuses it
 
 
-def run_directory(config: Config, time: str) -> Path:
+def run_directory(config: Any, time: str) -> Path:
     """outputs/NAME/TIME; with resume=auto the directory of the run that goes on, if there is one.
 
     With ``resume=PATH`` the name is that of the run there, if no other is given.
+
+    Args:
+        config: a Config or, unless ``resume=auto``, its OmegaConf twin.
     """
     base = Path("outputs") / run_name(config)
     if config.resume not in (None, "auto") and config.name is None:
@@ -170,9 +178,8 @@ def _logging() -> dict[str, Any]:
 
 def choices(config_dir: Path | None) -> dict[str, list[str]]:
     """The groups of the configuration and what each accepts."""
-    folders = [conf_dir(), *([config_dir] if config_dir is not None else [])]
     found = {group: list(registry) for group, registry in GROUPS.items()}
-    for folder in folders:
+    for folder in _folders(config_dir):
         for path in sorted(folder.glob("*/*.yaml")) + sorted(folder.glob("hydra/[ls]*er/*.yaml")):
             names = found.setdefault(path.parent.relative_to(folder).as_posix(), [])
             if path.stem not in names:

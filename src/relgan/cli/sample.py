@@ -88,8 +88,6 @@ def _timelapse(options: SampleOptions) -> None:
 
 
 def _draw(options: SampleOptions) -> None:
-    import torch
-
     from relgan.generator import load
     from relgan.images import grid, save_each, save_png
     from relgan.networks.sampling import sample_images
@@ -99,18 +97,18 @@ def _draw(options: SampleOptions) -> None:
         if options.interpolate:
             _interpolate(options, trained, options.interpolate)
             return
-        images = sample_images(
+        if options.path.suffix.lower() == ".png":
+            images = trained.sample(options.count, options.seed, truncation=options.truncation)
+            save_png(grid(images, separate_channels=trained.stacked), options.path)
+            return
+        batches = sample_images(
             trained.module,
             options.count,
             latent_dim=trained.latent_dim,
             seed=options.seed,
             truncation=options.truncation,
         )
-        if options.path.suffix.lower() == ".png":
-            whole = torch.cat([batch.cpu() for batch in images])
-            save_png(grid(whole, separate_channels=trained.stacked), options.path)
-        else:
-            save_each(images, options.path)
+        save_each(batches, options.path)
     except ValueError as error:
         raise RelganError(f"{options.run}: {error}") from error
 

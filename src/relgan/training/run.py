@@ -70,7 +70,7 @@ class Run:
         """Parts of the configuration that are other people's code, and the module of each."""
         return foreign_parts(self.values)
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Generator updates of the whole run."""
         return total_iterations(self.config.train, self.config.optimizer.n_critic, len(self.store))
