@@ -2,7 +2,8 @@
 
 One critic and one generator update, each with new real images and latents. ``python -m benchmarks.step`` prints
 images per second, how many times faster than the textbook in the same rounds, peak memory, and the share of the
-device's measured rate of float32 matrix products that the textbook's arithmetic in that time makes.
+device's measured rate of float32 matrix products that the textbook's arithmetic in that time makes. With
+``--penalties`` it compares what penalties cost relgan's iteration instead.
 """
 
 from __future__ import annotations
@@ -25,25 +26,39 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.textbook import GP_WEIGHT, LATENT, R1R2_WEIGHT, WIDTH, Textbook
 from benchmarks.timing import Measured, Prepare, interleave, peak_memory, speedup
+from relgan.augment import Augmentation
 from relgan.builtin import ConvOptions
 from relgan.config import OptimizerConfig
-from relgan.data.batches import Batches, Sampler
+from relgan.data.batches import Batch, Batches, Sampler
 from relgan.data.store import PackedStore
 from relgan.losses import get_loss
 from relgan.networks import build_networks
-from relgan.penalties import GradientPenalty, Penalty, ZeroCenteredPenalty
+from relgan.penalties import ApproximatePenalty, GradientPenalty, Penalty, ZeroCenteredPenalty
+from relgan.registry import AugmentOptions
+from relgan.side_terms import SideTerms
 from relgan.training.engine import Eager, build_iteration, choose_precision, has_bf16_units, prepare_device
 from relgan.training.optimizers import build_optimizers
 from relgan.training.state import EMA
+from relgan.training.strength import Strength
 from relgan.training.update import Update
 
 NUM_IMAGES = 1024
-PENALTIES = {
+LOSSES = {
     "sgan": Penalty(),
     "rasgan": Penalty(),
     "wgan_gp": GradientPenalty(GP_WEIGHT),
     "rpgan_r1r2": ZeroCenteredPenalty(R1R2_WEIGHT),
 }
+"""The textbook's losses and their penalties."""
+
+PENALTIES = {
+    "none": Penalty(),
+    "r1r2": ZeroCenteredPenalty(R1R2_WEIGHT),
+    "r1r2, share 0.25": ZeroCenteredPenalty(R1R2_WEIGHT, share=0.25),
+    "ar1r2": ApproximatePenalty(R1R2_WEIGHT),
+    "ar1r2, share 0.25": ApproximatePenalty(R1R2_WEIGHT, share=0.25),
+}
+"""What can be added to R3GAN's loss."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,9 @@ NETWORKS = {
 }
 
 
-def build_update(network: str, loss: str, precision: str, device: torch.device, *, captured: bool = False) -> Update:
+def build_update(
+    network: str, loss: str, penalty: Penalty, precision: str, device: torch.device, *, captured: bool = False
+) -> Update:
     """relgan's update as a run builds it."""
     found = NETWORKS[network]
     generator, critic = build_networks(found.model, found.image_size, channels=3)
@@ -74,10 +91,13 @@ def build_update(network: str, loss: str, precision: str, device: torch.device, 
         generator=generator,
         critic=critic,
         loss=get_loss(loss),
-        penalty=PENALTIES[loss],
+        penalty=penalty,
         optimizer_g=optimizer_g,
         optimizer_d=optimizer_d,
         precision=choose_precision(precision, device),
+        side_terms=SideTerms(device=device),
+        augmentation=Augmentation(),
+        strength=Strength(AugmentOptions(), found.batch, device),
     )
 
 
@@ -96,9 +116,11 @@ def prepare_textbook(network: str, loss: str, device_name: str) -> Callable[[], 
     return finished(Textbook(network, loss, list(images), found.batch), device)
 
 
-def prepare_relgan(network: str, loss: str, precision: str, engine: str, device_name: str) -> Callable[[], object]:
+def prepare_relgan(
+    network: str, loss: str, penalty: Penalty, precision: str, engine: str, device_name: str
+) -> Callable[[], object]:
     device, found = prepare_device(device_name), NETWORKS[network]
-    update = build_update(network, loss, precision, device, captured=engine == "cudagraph")
+    update = build_update(network, loss, penalty, precision, device, captured=engine == "cudagraph")
     size = found.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, size, size, 3), dtype=np.uint8)
     store = PackedStore(Path(), pixels, None, {})
@@ -138,6 +160,16 @@ def flops(network: str, loss: str) -> int:
     return counter.total * found.batch
 
 
+def penalty_flops(network: str, penalty: Penalty) -> int:
+    """Floating-point operations of relgan's iteration with R3GAN's loss, for a few images."""
+    update, size = build_update(network, "rsgan", penalty, "fp32", torch.device("cpu")), NETWORKS[network].image_size
+    real, z = Batch(torch.zeros(4, 3, size, size)), torch.randn(4, LATENT)
+    with FlopCounter() as counter:
+        update.update_critic(real, z)
+        update.update_generator(real, z)
+    return counter.total
+
+
 def matmul_rate(device: torch.device) -> float:
     """Floating-point operations per second of float32 products of 2048 × 2048 matrices."""
     a, b = torch.randn(2, 2048, 2048, device=device)
@@ -149,13 +181,17 @@ def matmul_rate(device: torch.device) -> float:
     return 2 * 2048**3 / statistics.median(seconds)
 
 
-def contestants(network: str, loss: str, engines: list[str], device: torch.device) -> dict[str, Prepare]:
+def ways(engines: list[str], device: torch.device) -> list[tuple[str, str]]:
+    """Every arithmetic that the device has units for, in every engine."""
     precisions = ["fp32", *(["bf16"] if has_bf16_units(device) else [])]
+    return [(precision, engine) for precision in precisions for engine in engines]
+
+
+def contestants(network: str, loss: str, engines: list[str], device: torch.device) -> dict[str, Prepare]:
     found: dict[str, Prepare] = {"textbook, fp32": partial(prepare_textbook, network, loss, device.type)}
-    for precision in precisions:
-        for engine in engines:
-            name = f"relgan, {precision}, {engine}"
-            found[name] = partial(prepare_relgan, network, loss, precision, engine, device.type)
+    for precision, engine in ways(engines, device):
+        name = f"relgan, {precision}, {engine}"
+        found[name] = partial(prepare_relgan, network, loss, LOSSES[loss], precision, engine, device.type)
     return found
 
 
@@ -163,21 +199,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="timed iterations of each (default: %(default)s)")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--losses", nargs="+", choices=PENALTIES, default=list(PENALTIES))
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
+    parser.add_argument("--penalties", action="store_true", help="compare penalties of relgan's own iteration")
     device = prepare_device("auto")
     engines = ["eager", *(["cudagraph"] if device.type == "cuda" else [])]
     parser.add_argument("--engines", nargs="+", choices=("eager", "compiled", "cudagraph"), default=engines)
     arguments = parser.parse_args()
     if not has_bf16_units(device):
         print(f"This {device.type} has no bf16 units; comparing in fp32 only.")
-    columns = ("", "images/s", "times the textbook", "peak memory", "share of matmul rate")
-    table = Table(*columns, title=f"one iteration on {device.type}, {torch.get_num_threads()} threads")
-    for network in arguments.networks:
-        for loss in arguments.losses:
-            chosen = contestants(network, loss, arguments.engines, device)
-            measured = interleave(chosen, rounds=arguments.rounds, warmup=2, facts=peak_memory)
-            add_rows(table, network, loss, measured, device)
+    measure = partial(interleave, rounds=arguments.rounds, warmup=2, facts=peak_memory)
+    title = f"one iteration on {device.type}, {torch.get_num_threads()} threads"
+    if arguments.penalties:
+        table = Table("", "iteration", "times without", "arithmetic", "peak memory", title=title)
+        for network in arguments.networks:
+            for way in ways(arguments.engines, device):
+                penalised = {
+                    name: partial(prepare_relgan, network, "rsgan", penalty, *way, device.type)
+                    for name, penalty in PENALTIES.items()
+                }
+                add_penalties(table, network, way, measure(penalised))
+    else:
+        table = Table("", "images/s", "times the textbook", "peak memory", "share of matmul rate", title=title)
+        for network in arguments.networks:
+            for loss in arguments.losses:
+                measured = measure(contestants(network, loss, arguments.engines, device))
+                add_rows(table, network, loss, measured, device)
     Console(width=120).print(table)
+
+
+def add_penalties(table: Table, network: str, way: tuple[str, str], measured: dict[str, Measured]) -> None:
+    work = {name: penalty_flops(network, PENALTIES[name]) for name in measured}
+    table.add_section()
+    for name, one in measured.items():
+        table.add_row(
+            f"{network}, {', '.join(way)}: {name}",
+            f"{1000 * statistics.median(one.seconds):.0f} ms",
+            f"{speedup(one.seconds, measured['none'].seconds):.2f}×",
+            f"{work[name] / work['none']:.2f}×",
+            f"{one.fact / 1e9:.2f} GB",
+        )
 
 
 def add_rows(table: Table, network: str, loss: str, measured: dict[str, Measured], device: torch.device) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from rich.table import Table
 from torch import nn
+
+from relgan.data.batches import Batch
 
 
 @pytest.fixture(autouse=True)
@@ -31,12 +34,13 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
 @pytest.mark.parametrize("network", ["cnn32", "dcgan64"])
 def test_relgans_update_is_the_textbook_update(network: str, loss: str) -> None:
     """From the same weights, images, latents and random numbers to the same weights."""
-    from benchmarks.step import NETWORKS, build_update
+    from benchmarks.step import LOSSES, NETWORKS, build_update
     from benchmarks.textbook import Textbook
 
     torch.manual_seed(0)
     size = NETWORKS[network].image_size
-    textbook, mine = Textbook(network, loss, [], 2), build_update(network, loss, "fp32", torch.device("cpu"))
+    textbook = Textbook(network, loss, [], 2)
+    mine = build_update(network, loss, LOSSES[loss], "fp32", torch.device("cpu"))
     copy_weights(textbook.generator, mine.generator)
     copy_weights(textbook.critic, mine.critic)
     # Adam's first steps have the size of lr however small the gradient: plain descent compares better.
@@ -50,12 +54,26 @@ def test_relgans_update_is_the_textbook_update(network: str, loss: str) -> None:
         torch.manual_seed(1)
         getattr(textbook, update)(real, z)
         torch.manual_seed(1)
-        getattr(mine, update)(real.to(memory_format=torch.channels_last), z)
+        getattr(mine, update)(Batch(real.to(memory_format=torch.channels_last)), z)
     for (ours, theirs), before in zip(networks, started, strict=True):
         for p, q, start in zip(ours.parameters(), theirs.parameters(), before, strict=True):
             assert (p - q).norm() <= 1e-3 * (q - start).norm() + 1e-6
         moved = [(q.detach() - start).norm().item() for q, start in zip(theirs.parameters(), before, strict=True)]
         assert max(moved) > 1e-3
+
+
+def test_penalties_are_compared_with_none_of_the_same_round() -> None:
+    from benchmarks.step import add_penalties
+    from benchmarks.timing import Measured
+
+    table = Table("", "iteration", "times without", "arithmetic", "peak memory")
+    measured = {"none": Measured([1.0, 2.0, 9.0], 1e9), "ar1r2, share 0.25": Measured([2.0, 5.0, 9.0], 2e9)}
+    add_penalties(table, "cnn32", ("fp32", "eager"), measured)
+    _, milliseconds, times, arithmetic, memory = (list(column.cells) for column in table.columns)
+    assert milliseconds == ["2000 ms", "5000 ms"]
+    assert times == ["1.00×", "2.00×"]
+    assert arithmetic == ["1.00×", "1.23×"]
+    assert memory == ["1.00 GB", "2.00 GB"]
 
 
 def test_contestants_take_turns_and_are_compared_round_by_round() -> None:

@@ -11,7 +11,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from relgan.builtin import WeightedOptions
+from relgan.builtin import ZeroCenteredOptions
 from relgan.cli.command import Line
 from relgan.cli.compose import choices, compose, conf_dir, explain_config
 from relgan.config import Config, as_values, resolve, validate
@@ -289,7 +289,7 @@ def test_what_was_probably_meant_is_said(values: dict[str, Any], said: str) -> N
 
 def test_a_group_has_the_options_of_its_choice() -> None:
     config = resolve({"penalty": {"name": "r1", "weight": 3}, "tracker": {"name": "none"}, "loss": {"name": "sgan"}})
-    assert config.penalty == WeightedOptions("r1", 3.0)
+    assert config.penalty == ZeroCenteredOptions("r1", 3.0)
     assert vars(config.loss) == {"name": "sgan"}
     assert vars(config.tracker) == {"name": "none"}
     assert resolve(as_values(config)) == config

@@ -22,7 +22,8 @@ MODULES = sorted(Path(name).stem for name in EXAMPLES if name.endswith(".py"))
 PLUGINS = f"plugins=[{','.join(MODULES)}]"
 # One of each kind.
 OWN = (
-    *(PLUGINS, "model=mlp", "model.hidden=8", "penalty=drift", "dataset=stripes", "dataset.num_images=64"),
+    *(PLUGINS, "model=mlp", "model.hidden=8", "penalty=drift", "augment=fade", "augment.keep=0.5"),
+    *("dataset=stripes", "dataset.num_images=64"),
     *("tracker=csv", "metrics.scores=[fid,variety]", "metrics.extractor=random", "metrics.random.features=4"),
 )
 SMALL = (
@@ -76,7 +77,7 @@ def summary(directory: Path) -> dict[str, Any]:
 
 def test_the_document_has_an_example_of_each_kind() -> None:
     text = "".join(EXAMPLES.values())
-    for kind in ("loss", "cost", "penalty", "model", "dataset", "score", "extractor", "tracker"):
+    for kind in ("loss", "cost", "penalty", "augment", "model", "dataset", "score", "extractor", "tracker"):
         assert f"@register_{kind}(" in text
 
 
@@ -91,6 +92,7 @@ def test_they_are_swept_beside_a_built_in_loss_and_are_in_the_report(sweep: Path
         "model=mlp": "mlp",
         "loss=margin": "margin",
         "penalty=drift": "drift",
+        "augment=fade": "fade",
         "dataset=stripes": "stripes",
         "tracker=csv": "csv_tracker",
         "metrics.scores=variety": "variety",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from relgan.images import grid, save_png, to_float, to_uint8
+from relgan.images import class_rows, grid, save_png, to_float, to_uint8
 
 
 def test_every_value_survives_the_round_trip() -> None:
@@ -60,6 +61,33 @@ def test_stacked_digits_show_their_channels_side_by_side() -> None:
     picture = grid(image, gap=0, separate_channels=True)
     assert picture.shape == (2, 8, 3)
     assert picture[0, ::2].tolist() == [[10, 20, 30], [10, 10, 10], [20, 20, 20], [30, 30, 30]]
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "rows", "columns"),
+    [
+        (64, 10, list(range(10)), 6),
+        (64, 2, [0, 1], 16),
+        (64, 16, list(range(16)), 4),
+        (64, 32, list(range(0, 32, 2)), 4),
+        (36, 10, list(range(10)), 3),
+        (4, 10, [0, 2, 5, 7], 1),
+        (1, 10, [0], 1),
+    ],
+)
+def test_classes_have_rows(count: int, classes: int, rows: list[int], columns: int) -> None:
+    assert class_rows(count, classes) == (rows, columns)
+
+
+def test_rows_of_classes_fill_a_grid_that_is_not_too_long() -> None:
+    for count in range(1, 200):
+        for classes in (1, 2, 3, 10, 43, 1000):
+            rows, columns = class_rows(count, classes)
+            side = math.isqrt(count)
+            assert max(1, side // 2) <= columns <= 2 * side
+            assert len(rows) * columns <= count
+            assert rows == sorted(set(rows))
+            assert rows[-1] < classes
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -19,8 +19,11 @@ LAYERS = {
             ("relgan", "relgan.options"),
             ("relgan.registry", "relgan.cache", "relgan.files", "relgan.environment", "relgan.distributed"),
             ("relgan.builtin", "relgan.config", "relgan.images"),
-            ("relgan.data", "relgan.losses", "relgan.penalties", "relgan.rundir", "relgan.metrics.catalogue"),
-            ("relgan.networks", "relgan.tracking"),
+            (
+                *("relgan.augment", "relgan.data", "relgan.losses", "relgan.penalties", "relgan.rundir"),
+                "relgan.metrics.catalogue",
+            ),
+            ("relgan.networks", "relgan.side_terms", "relgan.tracking"),
             ("relgan.metrics", "relgan.report"),
             ("relgan.training",),
             ("relgan.resume",),

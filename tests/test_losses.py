@@ -314,6 +314,8 @@ def test_unknown_names_are_one_line() -> None:
         get_loss("rasgan", generator_terms="all")
     with pytest.raises(ConfigError, match=r"^loss\.margin: rasgan has no such option$"):
         get_loss("rasgan", margin=2)
+    with pytest.raises(ConfigError, match=r"^loss\.lecam: rasgan has no such option$"):
+        get_loss("rasgan", generator_terms="fake", lecam=0.3)
 
 
 # --- the registry ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,19 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tiny
+from relgan import distributed, penalties
 from relgan.networks import build_networks
 from relgan.options import ConfigError
-from relgan.penalties import build_penalty
+from relgan.penalties import ApproximatePenalty, ZeroCenteredPenalty, build_penalty
 from relgan.registry import PENALTIES, PenaltyOptions, register_penalty
 
 SHAPE = (3, 4, 4)
 GRADIENT_PENALTIES = ("gp", "r1", "r2", "r1r2", "dragan")
+APPROXIMATIONS = ("ar1", "ar2", "ar1r2")
+WITH_TERMS = (*GRADIENT_PENALTIES, *APPROXIMATIONS)
 
 
 class Quadratic(nn.Module):
@@ -115,7 +120,7 @@ def test_dragan_stays_near_the_real_images(critic: Quadratic) -> None:
     assert (shift.std(dim=1) > 0.1 * alpha).all()
 
 
-@pytest.mark.parametrize("name", GRADIENT_PENALTIES)
+@pytest.mark.parametrize("name", WITH_TERMS)
 def test_nothing_flows_to_the_images(name: str, critic: Quadratic) -> None:
     real, fake = images(4, 1).requires_grad_(), images(4, 2).requires_grad_()
     tiny.penalty(name, 1.0)(critic, real, fake).backward()
@@ -124,7 +129,7 @@ def test_nothing_flows_to_the_images(name: str, critic: Quadratic) -> None:
     assert critic.slope.grad is not None
 
 
-@pytest.mark.parametrize("name", GRADIENT_PENALTIES)
+@pytest.mark.parametrize("name", WITH_TERMS)
 def test_a_constant_critic_gives_finite_gradients(name: str) -> None:
     critic = Quadratic(0.0, torch.zeros(SHAPE))
     tiny.penalty(name, 1.0)(critic, images(4, 1), images(4, 2)).backward()
@@ -175,6 +180,192 @@ def test_networks_can_be_differentiated_twice(model: str, activation: str, spect
     assert all(g is not None and bool(torch.isfinite(g).all()) and bool(g.any()) for g in gradients)
 
 
+# --- approximations ---
+
+
+def many(x: Tensor) -> Tensor:
+    """One image often enough for the mean over the noise to be known to about one percent."""
+    return x.expand(20_000, *x.shape[1:])
+
+
+@pytest.mark.parametrize("sigma", [0.01, 1.0])
+@pytest.mark.parametrize(("name", "want"), [("ar1", 0.5), ("ar2", 0.5), ("ar1r2", 1.0)])
+def test_of_a_linear_critic_they_are_exact_whatever_the_noise(name: str, want: float, sigma: float) -> None:
+    critic = Quadratic(0.0, torch.full(SHAPE, 1 / 48**0.5))
+    torch.manual_seed(0)
+    options = dataclasses.replace(PENALTIES[name].options, sigma=sigma)  # type: ignore[call-arg]
+    value = build_penalty(options)(critic, many(images(1, 1)), many(images(1, 2)))
+    assert value.item() == pytest.approx(want, rel=0.05)
+
+
+def test_curvature_adds_what_it_must(critic: Quadratic) -> None:
+    """E[(σ⟨n, ∇C⟩ + ½kσ²‖n‖²)²]/σ² = ‖∇C‖² + (kσ/2)²·d(d + 2) in d dimensions."""
+    torch.manual_seed(0)
+    x, sigma = images(1, 1), 0.5
+    options = dataclasses.replace(PENALTIES["ar1"].options, weight=2.0, sigma=sigma)  # type: ignore[call-arg]
+    value = build_penalty(options)(critic, many(x), many(x))
+    exact = critic.gradient(x).square().sum() + (critic.curvature * sigma / 2) ** 2 * 48 * 50
+    assert value.item() == pytest.approx(exact.item(), rel=0.05)
+
+
+def test_of_a_network_value_and_gradient_are_those_of_r1_and_r2() -> None:
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.Tanh(), nn.Linear(8, 1), nn.Flatten(0)).double()
+    real, fake = torch.randn(2, 5, *SHAPE, dtype=torch.float64).unbind()
+    exact = ZeroCenteredPenalty(3.0)(critic, real, fake)
+    close = ApproximatePenalty(3.0, sigma=1e-3)(critic, real.repeat(4000, 1, 1, 1), fake.repeat(4000, 1, 1, 1))
+    assert close.item() == pytest.approx(exact.item(), rel=0.05)
+    # The logit's own bias has no part in either.
+    parameters = list(critic.parameters())[:-1]
+    for got, want in zip(torch.autograd.grad(close, parameters), torch.autograd.grad(exact, parameters), strict=True):
+        assert (got - want).norm() < 0.05 * want.norm()
+
+
+def test_each_image_has_noise_of_its_own(critic: Quadratic) -> None:
+    real, fake = images(64, 1), images(64, 2)
+    ApproximatePenalty(sigma=0.1)(critic, real, fake)
+    noise = torch.cat([critic.seen[1] - real, critic.seen[3] - fake]) / 0.1
+    assert torch.equal(critic.seen[0], real)
+    assert torch.equal(critic.seen[2], fake)
+    assert noise.mean().item() == pytest.approx(0, abs=0.05)
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
+    assert len(noise.flatten(1).unique(dim=0)) == 128
+
+
+@pytest.mark.parametrize("name", APPROXIMATIONS)
+def test_the_mean_of_parts_is_the_whole(name: str, critic: Quadratic) -> None:
+    penalty = tiny.penalty(name)
+    for points in penalty.points(images(6, 1), images(6, 2)):
+        parts = torch.stack([penalty.term(critic, part) for part in points.chunk(3)])
+        torch.testing.assert_close(parts.mean(), penalty.term(critic, points))
+
+
+@pytest.mark.parametrize("name", ["gp", *APPROXIMATIONS])
+def test_two_ranks_draw_the_numbers_of_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    penalty, real, fake = tiny.penalty(name), images(6, 1), images(6, 2)
+
+    def points(part: slice) -> list[Tensor]:
+        torch.manual_seed(1)
+        return list(penalty.points(real[part], fake[part]))
+
+    whole = points(slice(6))
+    for module in (distributed, penalties):
+        monkeypatch.setattr(module, "world_size", lambda: 2)
+    for rank, part in enumerate((slice(3), slice(3, 6))):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        assert all(torch.equal(got, group[part]) for got, group in zip(points(part), whole, strict=True))
+
+
+@pytest.mark.parametrize("name", APPROXIMATIONS)
+def test_both_passes_are_in_float32_under_autocast(name: str) -> None:
+    """In bfloat16 their difference would be rounding."""
+    torch.manual_seed(0)
+    _, critic = build_networks(tiny.model(width=4), 32, 3)
+    critic.eval()
+    real, fake = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32)
+
+    values = []
+    for enabled in (True, False):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            values.append(tiny.penalty(name)(critic, real, fake))
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("name", APPROXIMATIONS)
+def test_both_passes_have_the_same_spectral_norms(name: str) -> None:
+    torch.manual_seed(0)
+    _, critic = build_networks(tiny.model(width=4, spectral_norm=True), 32, 3)
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    real, fake = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32)
+    torch.manual_seed(1)
+    value = tiny.penalty(name).term(critic, tiny.penalty(name).points(real, fake)[0])
+    critic.eval()  # as the first pass has left them
+    torch.manual_seed(1)
+    assert torch.equal(value, tiny.penalty(name).term(critic, tiny.penalty(name).points(real, fake)[0]))
+
+
+class Cube(torch.autograd.Function):
+    """x³ as custom kernels often are: with a first derivative only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("no second derivative")
+        return gradient * 3 * ctx.saved_tensors[0] ** 2
+
+
+def test_the_critic_need_not_be_differentiable_twice() -> None:
+    slope = nn.Parameter(images(1, 3)[0])
+
+    def critic(x: Tensor) -> Tensor:
+        logits: Tensor = Cube.apply(slope * x).flatten(1).sum(dim=1)
+        return logits
+
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        tiny.penalty("r1r2")(critic, images(2, 1), images(2, 2)).backward()
+    tiny.penalty("ar1r2")(critic, images(2, 1), images(2, 2)).backward()
+    assert slope.grad is not None
+    assert slope.grad.isfinite().all()
+    assert slope.grad.any()
+
+
+@pytest.mark.parametrize("name", WITH_TERMS)
+def test_the_logits_of_an_images_patches_count_together(name: str, critic: Quadratic) -> None:
+    def column(x: Tensor) -> Tensor:
+        return critic(x)[:, None]
+
+    def patches(x: Tensor) -> Tensor:
+        return (0.5 * critic.curvature * x.square() + critic.slope * x).sum(dim=1, keepdim=True)
+
+    values = []
+    for each in (critic, column, patches):
+        torch.manual_seed(1)
+        values.append(tiny.penalty(name)(each, images(4, 1), images(4, 2)))
+    torch.testing.assert_close(values[1:], 2 * values[:1], rtol=1e-3, atol=1e-6)
+
+
+# --- all of them ---
+
+
+@pytest.mark.parametrize(("share", "batch", "looked_at"), [(0.25, 8, 2), (0.29, 100, 29), (0.1, 3, 1)])
+@pytest.mark.parametrize("name", ["r1r2", "ar1r2"])
+def test_a_share_of_the_images_is_the_first_of_them(name: str, share: float, batch: int, looked_at: int) -> None:
+    critic = Quadratic(0.7, images(1, 3)[0])
+    real, fake = images(batch, 1), images(batch, 2)
+    torch.manual_seed(1)
+    options = dataclasses.replace(PENALTIES[name].options, share=share)  # type: ignore[call-arg]
+    value = build_penalty(options)(critic, real, fake)
+    assert {len(x) for x in critic.seen} == {looked_at}
+    torch.manual_seed(1)
+    assert torch.equal(value, tiny.penalty(name)(critic, real[:looked_at], fake[:looked_at]))
+
+
+@pytest.mark.parametrize("name", WITH_TERMS)
+def test_nothing_is_read_back_from_the_device(name: str) -> None:
+    """Tensors without values stand in for those of a device: to ask for one is an error."""
+    with FakeTensorMode():
+        critic = nn.Sequential(nn.Flatten(), nn.Linear(48, 1))
+        tiny.penalty(name)(critic, torch.rand(4, *SHAPE), torch.rand(4, *SHAPE)).backward()
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_the_interval_is_an_option_of_what_has_a_term(name: str) -> None:
+    options = PENALTIES[name].options
+    assert build_penalty(options).interval == 1
+    if name in WITH_TERMS:
+        assert build_penalty(dataclasses.replace(options, interval=4)).interval == 4  # type: ignore[call-arg]
+    else:
+        assert not hasattr(options, "interval")
+
+
 def test_clip_clamps_after_the_step_and_adds_nothing() -> None:
     critic = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Linear(8, 1), nn.Flatten(0))
     penalty = tiny.penalty("clip", 0.03)
@@ -188,7 +379,7 @@ def test_clip_clamps_after_the_step_and_adds_nothing() -> None:
         torch.testing.assert_close(p.detach(), before[name].clamp(-0.03, 0.03), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", GRADIENT_PENALTIES)
+@pytest.mark.parametrize("name", WITH_TERMS)
 def test_other_penalties_leave_parameters_alone(name: str, critic: Quadratic) -> None:
     before = critic.slope.detach().clone()
     tiny.penalty(name, 1.0).after_step(critic)
@@ -218,11 +409,14 @@ def test_every_penalty_has_the_published_weight() -> None:
         "r1": 1,
         "r2": 1,
         "r1r2": 1,
+        "ar1": 1,
+        "ar2": 1,
+        "ar1r2": 1,
         "dragan": 10,
         "clip": 0.01,
     }
     built = {name: build_penalty(entry.options) for name, entry in PENALTIES.items()}
-    for name in ("gp", "r1", "r2", "r1r2", "dragan"):
+    for name in WITH_TERMS:
         assert vars(built[name])["weight"] == weights[name]
     assert vars(built["clip"])["bound"] == weights["clip"]
 

@@ -126,7 +126,7 @@ def test_options_of_another_base_are_refused(options: Any) -> None:
 
 def test_the_kinds_do_not_share_names() -> None:
     names = [each.kind for each in vars(registry).values() if isinstance(each, Registry)]
-    assert sorted(names) == ["cost", "dataset", "extractor", "loss", "model", "penalty", "score", "tracker"]
+    assert sorted(names) == ["augment", "cost", "dataset", "extractor", "loss", "model", "penalty", "score", "tracker"]
     register_penalty("ragan", builder="a:b")
     assert (LOSSES["ragan"].origin, PENALTIES["ragan"].origin) == ("relgan.losses", "a")
 
@@ -199,7 +199,7 @@ def test_a_plugin_beside_the_config_dir_with_a_yaml_of_its_own(
     text = "defaults:\n  - override /penalty@_global_.penalty: r1\nmargin: 3.0\n"
     (tmp_path / "my" / "loss" / "margin.yaml").write_text(text, encoding="utf-8")
     config = compose(Line.of(["--config-dir", "my", f"plugins=[{name}]", "loss=margin"]))
-    assert vars(config.loss) == {"name": "margin", "margin": 3.0}
+    assert (config.loss.name, vars(config.loss)["margin"]) == ("margin", 3.0)
     assert config.penalty.name == "r1"
     config = compose(Line.of(["--config-dir=my", f"plugins=[{name}]", "loss=margin", "loss.margin=2", "penalty=none"]))
     assert (vars(config.loss)["margin"], config.penalty.name) == (2.0, "none")
@@ -210,7 +210,8 @@ def test_a_plugin_beside_the_config_dir_with_a_yaml_of_its_own(
 def test_a_plugin_needs_no_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plugin(tmp_path / "plugin_plain.py")
-    assert vars(compose(Line(["plugins=[plugin_plain]", "loss=margin"])).loss) == {"name": "margin", "margin": 1.0}
+    loss = compose(Line(["plugins=[plugin_plain]", "loss=margin", "loss.lecam=0.3"])).loss
+    assert vars(loss) == {"name": "margin", "margin": 1.0, "centring": 0, "lecam": 0.3}
 
 
 def refused(*names: str, place: Path) -> str:

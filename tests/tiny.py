@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from relgan.augment import build_augmentation
 from relgan.build import build_run
 from relgan.builtin import ConvOptions
 from relgan.config import Config, OptimizerConfig, resolve
 from relgan.losses import get_loss
 from relgan.networks import build_networks
 from relgan.penalties import Penalty, build_penalty
-from relgan.registry import MODELS, PENALTIES
+from relgan.registry import AUGMENTATIONS, LOSSES, MODELS, PENALTIES
+from relgan.side_terms import build_side_terms
 from relgan.training.loop import Outcome, train
 from relgan.training.optimizers import build_optimizers
+from relgan.training.strength import Strength
 from relgan.training.update import Precision, Update
 
 SIZE = (
@@ -41,7 +44,8 @@ ARGUMENTS = ("dataset=digits", "tracker=none", "metrics=none", *SIZE)
 def config(*overrides: str) -> Config:
     """The tiny configuration with dotted ``overrides`` (loss.name=wgan, not loss=wgan), checked."""
     torch.set_num_threads(1)
-    return resolve(OmegaConf.from_dotlist([*OPTIONS, *overrides]))
+    options = [word for word in OPTIONS if "model.name=r3gan" not in overrides or "spectral_norm" not in word]
+    return resolve(OmegaConf.from_dotlist([*options, *overrides]))
 
 
 def run(directory: Path, *overrides: str) -> Outcome:
@@ -105,21 +109,33 @@ def update(
     options: ConvOptions,
     loss: str,
     *,
-    penalty: str = "none",
+    penalty: str | Penalty = "none",
+    augment: str = "none",
+    classes: int = 0,
     optimizer: OptimizerConfig | None = None,
+    precision: str = "fp32",
     dtype: torch.dtype = torch.float32,
     accumulate: int = 1,
+    pack: int = 1,
+    channels: int = 1,
+    **of_loss: Any,
 ) -> Update:
-    """An update of new 32×32 grey networks on the CPU."""
-    generator, critic = (network.to(dtype) for network in build_networks(options, 32, 1))
+    """An update of new 32×32 networks on the CPU; ``of_loss`` are options of the loss."""
+    device = torch.device("cpu")
+    generator, critic = (network.to(dtype) for network in build_networks(options, 32, channels, classes))
+    augmentation = AUGMENTATIONS[augment].options
     optimizer_g, optimizer_d = build_optimizers(optimizer or OptimizerConfig(lr_g=2e-4, lr_d=2e-4), generator, critic)
     return Update(
         generator=generator,
         critic=critic,
         loss=get_loss(loss),
-        penalty=build_penalty(PENALTIES[penalty].options),
+        penalty=build_penalty(PENALTIES[penalty].options) if isinstance(penalty, str) else penalty,
         optimizer_g=optimizer_g,
         optimizer_d=optimizer_d,
-        precision=Precision(torch.device("cpu"), "fp32"),
+        precision=Precision(device, precision),
+        side_terms=build_side_terms(dataclasses.replace(LOSSES[loss].options, **of_loss), device),
+        augmentation=build_augmentation(augmentation, channels),
+        strength=Strength(augmentation, 6, device),
+        pack=pack,
         accumulate=accumulate,
     )

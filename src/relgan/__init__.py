@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from relgan.losses import get_loss
     from relgan.options import Options, RelganError, option
     from relgan.registry import (
+        AugmentOptions,
         DatasetOptions,
         LossOptions,
         ModelOptions,
         PenaltyOptions,
         TrackerOptions,
+        register_augment,
         register_cost,
         register_dataset,
         register_extractor,
@@ -45,8 +47,8 @@ _HOMES = {
     **dict.fromkeys(("Options", "RelganError", "option"), "relgan.options"),
     **dict.fromkeys(
         (
-            *("DatasetOptions", "LossOptions", "ModelOptions", "PenaltyOptions", "TrackerOptions"),
-            *("register_cost", "register_dataset", "register_extractor", "register_loss"),
+            *("AugmentOptions", "DatasetOptions", "LossOptions", "ModelOptions", "PenaltyOptions", "TrackerOptions"),
+            *("register_augment", "register_cost", "register_dataset", "register_extractor", "register_loss"),
             *("register_model", "register_penalty", "register_score", "register_tracker"),
         ),
         "relgan.registry",
@@ -54,6 +56,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AugmentOptions",
     "DatasetOptions",
     "LossOptions",
     "ModelOptions",
@@ -64,6 +67,7 @@ __all__ = [
     "get_loss",
     "load",
     "option",
+    "register_augment",
     "register_cost",
     "register_dataset",
     "register_extractor",

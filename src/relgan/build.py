@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from relgan import resume
+from relgan.augment import build_augmentation
 from relgan.config import Config, run_name
 from relgan.data import PackedStore, prepare
-from relgan.data.batches import Batches
+from relgan.data.batches import Batch, Batches
 from relgan.distributed import own_part, world_size
 from relgan.losses import build_loss
 from relgan.networks import build_networks
 from relgan.options import ConfigError
 from relgan.penalties import build_penalty
 from relgan.rundir import RunDir
+from relgan.side_terms import build_side_terms
 from relgan.training.engine import (
     Eager,
     Iteration,
@@ -27,9 +29,11 @@ from relgan.training.engine import (
     choose_precision,
     prepare_device,
 )
-from relgan.training.optimizers import build_optimizers, build_schedule
+from relgan.training.optimizers import build_optimizers
 from relgan.training.run import Run
+from relgan.training.schedules import Schedules
 from relgan.training.state import EMA, TrainState
+from relgan.training.strength import Strength
 from relgan.training.update import Precision, Update
 
 if TYPE_CHECKING:
@@ -58,19 +62,20 @@ def build_run(
         config = origin.config
     device = prepare_device(config.device)
     precision = choose_precision(config.precision, device)
-    engine = choose_engine(config.engine, device, accumulate=config.train.accumulate, ranks=world_size())
+    engine = choose_engine(config.engine, device, config, ranks=world_size())
     store = prepare(config.dataset)
     state = _build_state(config, store, device, captured=engine == "cudagraph")
     if origin is not None:
         resume.restore(origin, state, store)
-    update = _build_update(config, state, precision)
-    engine, iteration = _build_iteration(config, engine, update, store.channels)
+    update = _build_update(config, state, store, precision)
+    engine, iteration = _build_iteration(config, engine, update, store)
     run = Run(
         config=config,
         dir=directory,
         store=store,
         state=state,
         update=update,
+        schedules=Schedules(config, len(store), state, update),
         iteration=iteration,
         engine=engine,
         evaluator=_build_evaluator(config, store, device),
@@ -86,25 +91,25 @@ def build_run(
 def _build_state(config: Config, store: PackedStore, device: torch.device, *, captured: bool) -> TrainState:
     """What is trained."""
     torch.manual_seed(config.seed)
-    generator, critic = build_networks(config.model, config.dataset.image_size, store.channels)
+    classes = len(store.class_counts) if config.dataset.labels else 0
+    generator, critic = build_networks(config.model, config.dataset.image_size, store.channels, classes)
     for network in (generator, critic):
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizers = build_optimizers(config.optimizer, generator, critic, captured=captured)
+    moving_beta2 = config.schedule.beta2 is not None
+    batch_size = config.train.batch_size
     return TrainState(
         generator=generator,
         critic=critic,
-        optimizers=optimizers,
-        schedules=(
-            build_schedule(config.optimizer, optimizers[0]),
-            build_schedule(config.optimizer, optimizers[1]),
-        ),
+        optimizers=build_optimizers(config.optimizer, generator, critic, captured=captured, moving_beta2=moving_beta2),
         ema=EMA(generator, config.train.ema_decay),
-        batches=Batches.of(store, config.dataset, config.train.batch_size, config.seed, device),
+        side_terms=build_side_terms(config.loss, device),
+        strength=Strength(config.augment, batch_size, device),
+        batches=Batches.of(store, config.dataset, batch_size, config.seed, device),
         device=device,
     )
 
 
-def _build_update(config: Config, state: TrainState, precision: Precision) -> Update:
+def _build_update(config: Config, state: TrainState, store: PackedStore, precision: Precision) -> Update:
     """By what it is trained."""
     return Update(
         generator=state.generator,
@@ -114,22 +119,26 @@ def _build_update(config: Config, state: TrainState, precision: Precision) -> Up
         optimizer_g=state.optimizers[0],
         optimizer_d=state.optimizers[1],
         precision=precision,
+        side_terms=state.side_terms,
+        augmentation=build_augmentation(config.augment, store.channels),
+        strength=state.strength,
         pack=getattr(config.model, "pack", 1),
         accumulate=config.train.accumulate,
     )
 
 
-def _build_iteration(config: Config, engine: str, update: Update, channels: int) -> tuple[str, Iteration]:
+def _build_iteration(config: Config, engine: str, update: Update, store: PackedStore) -> tuple[str, Iteration]:
     count, size, device = config.train.batch_size, config.dataset.image_size, update.precision.device
 
     def latents() -> Tensor:
         """This rank's z ~ N(0, I) from the device's default generator, whose state is in the checkpoint."""
         return own_part(torch.randn(count, config.model.latent_dim, device=device))
 
-    def examples() -> list[Tensor]:
-        shape = (count, channels, size, size)
+    def examples() -> list[Batch]:
+        shape = (count // world_size(), store.channels, size, size)
         black = torch.full(shape, -1.0, device=device).contiguous(memory_format=torch.channels_last)
-        return [black] * (config.optimizer.n_critic + 1)
+        labels = torch.zeros(len(black), dtype=torch.int64, device=device) if config.dataset.labels else None
+        return [Batch(black, labels)] * (config.optimizer.n_critic + 1)
 
     return build_iteration(engine, Eager(update, latents), examples, chosen_by_user=config.engine != "auto")
 
@@ -147,4 +156,5 @@ def _build_evaluator(config: Config, store: PackedStore, device: torch.device) -
         latent_dim=config.model.latent_dim,
         seed=config.seed,
         device=device,
+        class_counts=store.class_counts if config.dataset.labels else (),
     )

@@ -10,10 +10,13 @@ from typing import Any
 
 from relgan.options import ConfigError, Options, option
 from relgan.registry import (
+    AugmentOptions,
+    ModelCard,
     ModelOptions,
     PenaltyOptions,
     TrackerOptions,
     combine,
+    register_augment,
     register_cost,
     register_extractor,
     register_model,
@@ -41,6 +44,12 @@ class WeightedOptions(PenaltyOptions):
     """A penalty with one coefficient."""
 
     weight: float = option(1.0, "coefficient of the penalty: γ", gt=0)
+    interval: int = option(
+        1,
+        "iterations from one use of the penalty to the next, where it counts that many times "
+        "(lazy regularisation; R3GAN is reported to fail with 8)",
+        ge=1,
+    )
 
 
 @dataclass
@@ -51,7 +60,21 @@ class DistanceOptions(WeightedOptions):
 
 
 @dataclass
-class ClipOptions(WeightedOptions):
+class ZeroCenteredOptions(WeightedOptions):
+    """A penalty on the squared gradient."""
+
+    share: float = option(1.0, "share of the images that is looked at; its cost is in proportion", gt=0, le=1)
+
+
+@dataclass
+class ApproximateOptions(ZeroCenteredOptions):
+    """A penalty on how far noise in the images moves the logits."""
+
+    sigma: float = option(0.01, "standard deviation of the noise, where pixels reach from −1 to 1", gt=0)
+
+
+@dataclass
+class ClipOptions(PenaltyOptions):
     """Weight clipping."""
 
     weight: float = option(0.01, "bound c of the critic's weights", gt=0)
@@ -63,9 +86,12 @@ class ClipOptions(WeightedOptions):
 
 register_penalty("none", PenaltyOptions, "relgan.penalties:none", about="no regulariser")
 register_penalty("gp", DistanceOptions, "relgan.penalties:gp", about="WGAN-GP's, between real and fake")
-register_penalty("r1", WeightedOptions, "relgan.penalties:r1", about="squared gradient at real images")
-register_penalty("r2", WeightedOptions, "relgan.penalties:r2", about="squared gradient at fake images")
-register_penalty("r1r2", WeightedOptions, "relgan.penalties:r1r2", about="squared gradient at both")
+register_penalty("r1", ZeroCenteredOptions, "relgan.penalties:r1", about="squared gradient at real images")
+register_penalty("r2", ZeroCenteredOptions, "relgan.penalties:r2", about="squared gradient at fake images")
+register_penalty("r1r2", ZeroCenteredOptions, "relgan.penalties:r1r2", about="squared gradient at both")
+register_penalty("ar1", ApproximateOptions, "relgan.penalties:ar1", about="r1 by noise, no double backward")
+register_penalty("ar2", ApproximateOptions, "relgan.penalties:ar2", about="r2 by noise")
+register_penalty("ar1r2", ApproximateOptions, "relgan.penalties:ar1r2", about="r1r2 by noise")
 register_penalty("dragan", DistanceOptions, "relgan.penalties:dragan", about="around real images")
 register_penalty("clip", ClipOptions, "relgan.penalties:clip", about="WGAN's clipping of the critic's weights")
 
@@ -105,8 +131,93 @@ class Cnn32Options(ConvOptions):
             raise ConfigError("dataset.image_size", f"model=cnn32 makes 32×32 images, not {config.dataset.image_size}")
 
 
-register_model("dcgan", ConvOptions, "relgan.networks.dcgan:build", about="DCGAN at 32, 64, 128 or 256 pixels")
-register_model("cnn32", Cnn32Options, "relgan.networks.cnn32:build", about="the standard CNN of CIFAR-10, 32 pixels")
+@dataclass
+class R3GANOptions(ModelOptions):
+    """R3GAN's residual networks (Huang et al. 2025)."""
+
+    latent_dim: int = option(64, "dimensions of z ~ N(0, I)", ge=1)
+    width: int = option(768, "channels from 4×4 to 32×32, halved with each doubling of the size after that", ge=1)
+    widths: list[int] = option([], "instead of width: channels of every stage, from 4×4 to the image's size", ge=1)
+    group_width: int = option(16, "channels of one group of the 3×3 convolutions", ge=1)
+    blocks: int = option(2, "residual blocks of a stage", ge=1)
+
+    def check(self, config: Any) -> None:
+        self.stage_widths(config.dataset.image_size)
+
+    def stage_widths(self, image_size: int) -> list[int]:
+        """Channels of the stages from 4×4 to ``image_size``; ConfigError if such networks cannot be built."""
+        sizes = [4 << stage for stage in range(image_size.bit_length() - 2)]
+        if self.widths and len(self.widths) != len(sizes):
+            stages = ", ".join(f"{size}×{size}" for size in sizes)
+            raise ConfigError("model.widths", f"must have one for each of {stages}; there are {len(self.widths)}")
+        widths = list(self.widths) or [self.width // max(1, size // 32) for size in sizes]
+        if not widths[-1]:
+            raise ConfigError("model.width", f"must be ≥ {sizes[-1] // 32} for {image_size}×{image_size} images")
+        for width in widths:
+            if 2 * width % self.group_channels(width):
+                raise ConfigError("model.group_width", f"must divide {2 * width}, twice the width of a stage")
+        return widths
+
+    def group_channels(self, width: int) -> int:
+        """Channels of one group of the 3×3 convolutions, which see twice the ``width`` of their stage."""
+        return min(self.group_width, 2 * width)
+
+
+_CONDITIONAL = ModelCard(labels=True)
+register_model(
+    "dcgan", ConvOptions, "relgan.networks.dcgan:build", about="DCGAN at 16 to 256 pixels", facts=_CONDITIONAL
+)
+register_model(
+    "cnn32", Cnn32Options, "relgan.networks.cnn32:build", about="the standard CNN of CIFAR-10", facts=_CONDITIONAL
+)
+register_model(
+    "r3gan", R3GANOptions, "relgan.networks.r3gan:build", about="R3GAN's residual networks", facts=_CONDITIONAL
+)
+
+
+@dataclass
+class RandomOptions(AugmentOptions):
+    """An augmentation that changes each image with some probability.
+
+    With ``target`` the probability is steered by what the critic says of real images (Karras et al. 2020): up while
+    it is too sure of them, down while it is not.
+    """
+
+    p: float = option(1.0, "probability of each of its transformations, at the start", ge=0, le=1)
+    target: float | None = option(
+        None,
+        "steers p until the mean sign of real − fake (of real, in a standard loss) is this; null: it is not",
+        ge=-1,
+        le=1,
+    )
+    ramp: float = option(500_000, "images in which a steered p goes from 0 to 1 if nothing stops it", gt=0)
+
+
+@dataclass
+class DiffAugmentOptions(RandomOptions):
+    """DiffAugment (Zhao et al. 2020)."""
+
+    policy: list[str] = option(
+        ["color", "translation", "cutout"], "its transformations", choices=("color", "translation", "cutout")
+    )
+
+
+@dataclass
+class AdaOptions(RandomOptions):
+    """The augmentations of ADA (Karras et al. 2020) as R3GAN weights them."""
+
+    p: float = option(0.0, "probability of each of its transformations, at the start", ge=0, le=1)
+    target: float | None = option(
+        0.6,
+        "steers p until the mean sign of real − fake (of real, in a standard loss) is this; null: it is not",
+        ge=-1,
+        le=1,
+    )
+
+
+register_augment("none", AugmentOptions, "relgan.augment:none", about="the critic sees the images as they are")
+register_augment("diffaugment", DiffAugmentOptions, "relgan.augment:diffaugment", about="colour, translation, cutout")
+register_augment("ada", AdaOptions, "relgan.augment:ada", about="geometry and colour with a steered probability")
 
 register_extractor(
     "inception", Options, "relgan.metrics.extractors.inception:build", about="the 2015 Inception of the literature"

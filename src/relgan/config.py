@@ -19,7 +19,9 @@ from relgan.options import ConfigError, Option, Options, check, flatten, option,
 from relgan.registry import (
     EXTRACTORS,
     GROUPS,
+    MODELS,
     SCORES,
+    AugmentOptions,
     DatasetOptions,
     LossOptions,
     ModelOptions,
@@ -61,10 +63,33 @@ class TrainConfig:
 
 
 @dataclass
+class ScheduleConfig:
+    """Last values of what moves: a cosine from each option's own value, while the critic sees ``burn_in`` images."""
+
+    burn_in: float | None = option(None, "real images the critic sees until the last values are reached", gt=0)
+    lr_g: float | None = option(
+        None, "last learning rate of the generator (first: optimizer.lr_g); null: it stays", gt=0
+    )
+    lr_d: float | None = option(None, "last learning rate of the critic (first: optimizer.lr_d); null: it stays", gt=0)
+    beta2: float | None = option(None, "last β₂ (first: the second of optimizer.betas); null: it stays", ge=0, lt=1)
+    gamma: float | None = option(None, "last coefficient of the penalty (first: penalty.weight); null: it stays", gt=0)
+    augment_p: float | None = option(
+        None, "last augmentation probability (first: augment.p); null: it stays", ge=0, le=1
+    )
+    ema_half_life: float | None = option(
+        None, "last half-life of the generator's moving average, images (first: 0); null: train.ema_decay rules", gt=0
+    )
+
+
+@dataclass
 class MetricsConfig:
     name: str = option("default", "which protocol these values are (recorded beside the scores)")
-    scores: list[str] = option(["fid", "is", "modes"], "scores to compute", choices=SCORES.names)
-    every: int = option(0, "generator updates between evaluations; 0: only at step 0 and the end", ge=0)
+    scores: list[str] = option(
+        ["fid", "is", "modes", "label_agreement"], "scores to compute, where they suit", choices=SCORES.names
+    )
+    every: int | None = option(
+        None, "generator updates between evaluations; null: a tenth of the run; 0: only at step 0 and the end", ge=0
+    )
     num_images: int = option(2000, "generated images per evaluation (real ones: at most as many, or all)", ge=2)
     reference_images: int | None = option(5000, "real images to compare with; null: the whole training set", ge=2)
     modes_images: int = option(10000, "generated images for mode coverage", ge=1)
@@ -120,8 +145,10 @@ class Config:
     model: ModelOptions = _part("model", "dcgan")
     loss: LossOptions = _part("loss", "ragan")
     penalty: PenaltyOptions = _part("penalty", "none")
+    augment: AugmentOptions = _part("augment", "none")
     dataset: DatasetOptions = _part("dataset", "stacked_digits")
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     tracker: TrackerOptions = _part("tracker", "wandb")
@@ -241,6 +268,11 @@ def as_values(config: Config) -> dict[str, Any]:
     return values
 
 
+def has_average(config: Config) -> bool:
+    """Whether the run keeps a moving average of the generator."""
+    return config.train.ema_decay > 0 or config.schedule.ema_half_life is not None
+
+
 def run_name(config: Any) -> str:
     """What groups a run: its name, else dataset and loss. Takes a Config or its OmegaConf twin."""
     return str(config.name or f"{config.dataset.name}-{config.loss.name}")
@@ -302,6 +334,37 @@ def validate(config: Config) -> None:
         raise ConfigError("optimizer.betas", f"must be two numbers in [0, 1), got {list(config.optimizer.betas)}")
     if (config.train.iterations is None) == (config.train.epochs is None):
         raise ConfigError("train.iterations", "give either train.iterations or train.epochs (the other null)")
+    _check_schedule(config)
+    _check_labels(config)
     for group in GROUPS:
         getattr(config, group).check(config)
     check_batch_size(config, ranks=1)
+
+
+def _check_schedule(config: Config) -> None:
+    schedule = config.schedule
+    last = {f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule) if f.name != "burn_in"}
+    moving = [name for name, value in last.items() if value is not None]
+    if moving and schedule.burn_in is None:
+        raise ConfigError(f"schedule.{moving[0]}", "needs schedule.burn_in, the images until it is reached")
+    if schedule.burn_in is not None and not moving:
+        raise ConfigError("schedule.burn_in", f"give what it ends at: one of schedule.{', schedule.'.join(last)}")
+    if schedule.gamma is not None and (config.penalty.name == "clip" or not hasattr(config.penalty, "weight")):
+        raise ConfigError("schedule.gamma", f"penalty={config.penalty.name} has no coefficient that could move")
+    if schedule.augment_p is not None:
+        if not hasattr(config.augment, "p"):
+            raise ConfigError("schedule.augment_p", f"augment={config.augment.name} has no probability")
+        if getattr(config.augment, "target", None) is not None:
+            raise ConfigError("augment.target", "must be null with schedule.augment_p: p is steered or scheduled")
+    if config.optimizer.decay and not {"lr_g", "lr_d"}.isdisjoint(moving):
+        raise ConfigError("optimizer.decay", "must be 0 with schedule.lr_g or schedule.lr_d, which move the rates too")
+
+
+def _check_labels(config: Config) -> None:
+    if not config.dataset.labels:
+        return
+    if not MODELS[config.model.name].facts.labels:
+        able = ", ".join(name for name, entry in MODELS.items() if entry.facts.labels)
+        raise ConfigError("dataset.labels", f"model={config.model.name} takes no labels (these do: {able})")
+    if getattr(config.model, "pack", 1) > 1:
+        raise ConfigError("model.pack", "must be 1 with dataset.labels=true: packed images have several labels")

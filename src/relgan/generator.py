@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from relgan.config import Config, as_values, foreign_parts, refuse_foreign, resolve
-from relgan.images import grid
+from relgan.config import Config, as_values, foreign_parts, has_average, refuse_foreign, resolve
+from relgan.images import class_rows, grid
 from relgan.networks import build_networks
-from relgan.networks.sampling import sample_images
-from relgan.options import ConfigError, RelganError
+from relgan.networks.sampling import draw_labels, sample_images, sample_rows
+from relgan.options import ConfigError, RelganError, suggest
 from relgan.registry import DATASETS
 from relgan.rundir import RunDir
 from relgan.training import checkpoint
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
 SHOWN = 36
 WEIGHTS = ("ema", "raw")
 EXPORTED = ".safetensors"
+# A class, by number or name; of all images, or of each.
+Label = int | str
+Labels = Label | Sequence[Label] | None
 # The one entry of such a file's metadata, and the version of what it holds.
 ENTRY, FORMAT = "relgan", 1
+_MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,14 @@ class TrainedGenerator:
     """A generator with what is needed to use it.
 
     Attributes:
-        module: (N, latent_dim) to images (N, C, S, S) in [−1, 1], in evaluation mode.
+        module: (N, latent_dim), and labels int64 (N,) if it is conditional, to images (N, C, S, S) in [−1, 1], in
+            evaluation mode.
         config: of the run that trained it.
         channels: of an image.
         step: generator updates it had.
         weights: "ema", a moving average, or "raw".
+        classes: names of the classes that it can be asked for; empty where it is not conditional.
+        class_counts: training images of each.
     """
 
     module: nn.Module = field(repr=False)
@@ -50,38 +58,104 @@ class TrainedGenerator:
     channels: int
     step: int
     weights: str
+    classes: Sequence[str] = field(repr=False)
+    class_counts: Sequence[int] = field(repr=False)
 
     @property
     def latent_dim(self) -> int:
         return self.config.model.latent_dim
 
     @property
+    def conditional(self) -> bool:
+        """Whether it makes images of the class it is asked for."""
+        return bool(self.class_counts)
+
+    @property
     def stacked(self) -> bool:
         """Whether the channels are pictures of their own."""
         return bool(DATASETS[self.config.dataset.name].facts.stacked)
 
-    def sample(self, n: int, seed: int = 0, labels: Sequence[int] | None = None, *, truncation: float = 1.0) -> Tensor:
+    def label(self, of: Label) -> int:
+        """The number of a class by its name or number; where a name is the number of another class, the name counts.
+
+        Raises:
+            ConfigError: there is no such class.
+        """
+        if not self.conditional:
+            raise ConfigError("labels", "this generator was trained without labels")
+        numbers = range(len(self.classes))
+        if isinstance(of, str):
+            known = {str(number): number for number in numbers} | dict(zip(self.classes, numbers, strict=True))
+            number = known.get(of, -1)
+        else:
+            number = operator.index(of)
+        if number in numbers:
+            return number
+        few = len(self.classes) <= _MAX_LISTED
+        listed = ", ".join(self.classes) if few else f"{self.classes[0]} … {self.classes[-1]}"
+        raise ConfigError("labels", f"{of!r} is not one of {listed}{suggest(of, self.classes)}")
+
+    def labels(self, n: int, seed: int, wanted: Labels = None) -> Tensor | None:
+        """Classes of ``n`` images, int64 (n,); None where it is not conditional.
+
+        Args:
+            seed: of those drawn.
+            wanted: the class of all, or of each image; None: drawn, as frequent as in the training images.
+
+        Raises:
+            ConfigError: there is no such class, or they are not ``n``.
+        """
+        if wanted is None:
+            return draw_labels(self.class_counts, n, seed) if self.conditional else None
+        if isinstance(wanted, int | str):
+            return torch.full((n,), self.label(wanted))
+        chosen = [self.label(each) for each in wanted]
+        if len(chosen) != n:
+            raise ConfigError("labels", f"give a class for each of the {n} images, not {len(chosen)}")
+        return torch.tensor(chosen)
+
+    def batches(self, n: int, seed: int = 0, labels: Labels = None, *, truncation: float = 1.0) -> Iterator[Tensor]:
+        """Generated images, uint8 (m, C, H, W), some at a time; arguments as in :meth:`sample`."""
+        return sample_images(
+            self.module,
+            n,
+            latent_dim=self.latent_dim,
+            seed=seed,
+            truncation=truncation,
+            labels=self.labels(n, seed, labels),
+        )
+
+    def sample(self, n: int, seed: int = 0, labels: Labels = None, *, truncation: float = 1.0) -> Tensor:
         """Generated images, uint8 (n, C, H, W), on the CPU.
 
         Args:
-            seed: the same seed, the same images.
-            labels: classes of a conditional generator; None.
+            seed: the same seed, the same images; with the same seed, images of two classes differ by the class only.
+            labels: class of all images, or of each, by number or name; None: drawn, as frequent as in training.
             truncation: factor of the latents; below 1 images are safer and more alike.
 
         Raises:
-            ValueError: the generator returned values that are not finite, or far outside [−1, 1].
+            ConfigError: there is no such class, or labels are not ``n``.
+            ValueError: the generator returned values that are not finite.
         """
-        if labels is not None:
-            raise ConfigError("labels", "this generator was trained without labels")
-        batches = sample_images(self.module, n, latent_dim=self.latent_dim, seed=seed, truncation=truncation)
-        return torch.cat([batch.cpu() for batch in batches])
+        return torch.cat([batch.cpu() for batch in self.batches(n, seed, labels, truncation=truncation)])
 
-    def images(self, n: int = SHOWN, seed: int = 0, labels: Sequence[int] | None = None, **options: Any) -> Image:
-        """The same as one picture, which a notebook shows; arguments as in :meth:`sample`."""
+    def picture(self, n: int = SHOWN, seed: int = 0, labels: Labels = None, *, truncation: float = 1.0) -> Tensor:
+        """A grid of images, uint8 (H, W, 3); arguments as in :meth:`sample`.
+
+        Of a conditional generator, unless there are labels: at most ``n`` images, with a row for each class.
+        """
+        if labels is not None or not self.conditional:
+            return grid(self.sample(n, seed, labels, truncation=truncation), separate_channels=self.stacked)
+        classes, columns = class_rows(n, len(self.classes))
+        rows = sample_rows(self.module, classes, columns, latent_dim=self.latent_dim, seed=seed, truncation=truncation)
+        images = torch.cat([batch.cpu() for batch in rows])
+        return grid(images, columns=columns, separate_channels=self.stacked)
+
+    def images(self, n: int = SHOWN, seed: int = 0, labels: Labels = None, **options: Any) -> Image:
+        """The grid of :meth:`picture` as an image, which a notebook shows."""
         from PIL import Image
 
-        picture = grid(self.sample(n, seed, labels, **options), separate_channels=self.stacked)
-        return Image.fromarray(picture.numpy())
+        return Image.fromarray(self.picture(n, seed, labels, **options).numpy())
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -119,15 +193,19 @@ def from_checkpoint(
     if weights not in WEIGHTS:
         raise ConfigError("weights", f"{weights!r} is not one of {', '.join(WEIGHTS)}")
     config = resolve(saved["config"])
-    averaged = weights == "ema" and config.train.ema_decay > 0
+    averaged = weights == "ema" and has_average(config)
     state = saved["ema"]["module"] if averaged else saved["generator"]
-    module = _rebuilt(config, saved["channels"], state, device)
-    return TrainedGenerator(module, config, saved["channels"], saved["step"], "ema" if averaged else "raw")
+    classes, counts = saved["classes"], saved["class_counts"]
+    module = _rebuilt(config, saved["channels"], len(counts), state, device)
+    weights = "ema" if averaged else "raw"
+    return TrainedGenerator(module, config, saved["channels"], saved["step"], weights, classes, counts)
 
 
-def _rebuilt(config: Config, channels: int, state: Mapping[str, Tensor], device: torch.device | str) -> nn.Module:
+def _rebuilt(
+    config: Config, channels: int, classes: int, state: Mapping[str, Tensor], device: torch.device | str
+) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        generator, _ = build_networks(config.model, config.dataset.image_size, channels)
+        generator, _ = build_networks(config.model, config.dataset.image_size, channels, classes)
     try:
         generator.load_state_dict(state)
     except RuntimeError as error:
@@ -149,6 +227,8 @@ def to_safetensors(trained: TrainedGenerator) -> bytes:
         "channels": trained.channels,
         "step": trained.step,
         "weights": trained.weights,
+        "classes": trained.classes,
+        "class_counts": trained.class_counts,
     }
     # Neither shared memory nor channels_last can be written.
     state = {
@@ -175,9 +255,11 @@ def from_safetensors(path: Path, *, device: torch.device | str = "cpu") -> Train
         refuse_foreign(about["config"], about["foreign"], path)
         config, channels = resolve(about["config"]), int(about["channels"])
         step, weights = int(about["step"]), str(about["weights"])
+        classes, counts = list(map(str, about["classes"])), list(map(int, about["class_counts"]))
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RelganError(f"{path}: damaged, or not a generator that relgan-export wrote") from error
-    return TrainedGenerator(_rebuilt(config, channels, state, device), config, channels, step, weights)
+    module = _rebuilt(config, channels, len(counts), state, device)
+    return TrainedGenerator(module, config, channels, step, weights, classes, counts)
 
 
 def load(path: str | Path, *, checkpoint: str = "last", weights: str = "ema", device: str = "cpu") -> TrainedGenerator:

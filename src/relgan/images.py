@@ -64,6 +64,20 @@ def grid(images: Tensor, *, columns: int | None = None, gap: int = 2, separate_c
     return tiled.permute(1, 2, 0)
 
 
+def class_rows(count: int, classes: int) -> tuple[list[int], int]:
+    """How to lay out at most ``count`` images with a row for each class.
+
+    A row is between half and twice as long as those of a square: with many classes some of them, evenly spread, are
+    shown, and with few not as many images.
+
+    Returns:
+        the class of each row, and how many images a row has.
+    """
+    side = math.isqrt(count)
+    rows = min(classes, count // max(1, side // 2))
+    return [row * classes // rows for row in range(rows)], min(count // rows, 2 * side)
+
+
 def save_png(picture: Tensor, path: Path) -> None:
     """Write a uint8 (H, W, 3) picture."""
     from PIL import Image

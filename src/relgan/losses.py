@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -262,16 +262,17 @@ def combined(options: LossOptions) -> AdversarialLoss:
 
 
 def get_loss(name: str, **options: Any) -> Loss:
-    """The loss of that name, with options of its own (``generator_terms="fake"``).
+    """The loss of that name, with options of its own (``generator_terms="fake"``), without :mod:`relgan.side_terms`.
 
     Raises:
         ConfigError: an unknown name or option, or a value it does not accept.
     """
-    entry = LOSSES[name]
-    try:
-        chosen = replace(entry.options, **options)
-    except TypeError as error:
-        raise ConfigError(f"loss.{next(iter(options))}", f"{name} has no such option") from error
+    defaults = LOSSES[name].options
+    # What every loss has are coefficients of the side terms.
+    own = {f.name for f in fields(defaults)} - {f.name for f in fields(LossOptions)}
+    if others := options.keys() - own:
+        raise ConfigError(f"loss.{min(others)}", f"{name} has no such option")
+    chosen = replace(defaults, **options)
     check(chosen, "loss.")
     return build_loss(chosen)
 

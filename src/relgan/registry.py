@@ -1,4 +1,4 @@
-"""What can be chosen by name: losses, costs, penalties, networks, data sets, scores, feature extractors, trackers.
+"""What can be chosen by name: losses, costs, penalties, networks, augmentations, data sets, scores, trackers …
 
 A registry maps a name to what builds it and to the dataclass of its own options. relgan's parts and those of other
 people's code enter by the same calls, which need no torch::
@@ -34,7 +34,7 @@ B = TypeVar("B", bound=Builder)
 OptionsT = TypeVar("OptionsT", bound=Options)
 Form = Literal["standard", "paired", "average", "centered", "all_pairs"]
 
-IMAGE_SIZES = (32, 64, 128, 256)
+IMAGE_SIZES = (16, 32, 64, 128, 256)
 GENERATOR_TERMS = ("both", "fake", "real", "standard")
 TWO_TERM_FORMS: tuple[Form, ...] = ("average", "centered")
 
@@ -46,9 +46,24 @@ class ModelOptions(Options):
     latent_dim: int = option(128, "dimensions of z ~ N(0, I)", ge=1)
 
 
-@dataclass
+@dataclass(frozen=True)
+class ModelCard:
+    """What relgan must know of a pair of networks before it is built.
+
+    Attributes:
+        labels: whether it can be conditional. Its builder then takes the number of classes as a fourth argument where
+            there are some, its generator (z, labels) and its critic (images, labels), labels int64 (N,).
+    """
+
+    labels: bool = False
+
+
+@dataclass(kw_only=True)
 class LossOptions(Options):
-    """A pair of adversarial losses."""
+    """A pair of adversarial losses, and what training adds to the critic's (:mod:`relgan.side_terms`)."""
+
+    centring: float = option(0.0, "coefficient of the critic's term E[(r + f)²]; 0: none; usual: 0.01", ge=0)
+    lecam: float = option(0.0, "coefficient of the critic's LeCam term; 0: none; usual: 0.3", ge=0)
 
 
 @dataclass
@@ -66,6 +81,11 @@ class PenaltyOptions(Options):
 
 
 @dataclass
+class AugmentOptions(Options):
+    """A random change of what the critic sees."""
+
+
+@dataclass
 class DatasetOptions(Options):
     """Real images; the defaults are each data set's own."""
 
@@ -77,11 +97,12 @@ class DatasetOptions(Options):
         choices=("epoch", "independent"),
     )
     hflip: bool = option(False, "mirror each image with probability one half")
+    labels: bool = option(False, "train a conditional pair: networks and losses see the classes of the images")
     num_images: int | None = option(None, "images to make (stacked sets) or at most to use; null: all", ge=1)
     min_images: int = option(1, "fewest images to accept after preparing", ge=1)
     split: str = option("all", "part of the data to use", choices=("train", "valid", "test", "all"))
-    crop: int | None = option(
-        None, "side of the centred square cut out before resizing, pixels; null: the largest", ge=1
+    crop: float | None = option(
+        None, "side of the centred square cut out before resizing: pixels, or up to 1 a share of the largest", gt=0
     )
     url: list[str] = option([], "mirrors to try in this order instead of the built-in ones")
     residence: str = option("auto", "where the training images live", choices=("auto", "device", "host"))
@@ -95,6 +116,7 @@ class DatasetCard:
         terms, size, get: a few words each.
         splits: whether it comes in official parts.
         digits: how many handwritten digits an image shows, one per channel; 0: it shows something else.
+        labels: whether it has them; None: that depends on its options and files.
     """
 
     terms: str = "yours"
@@ -102,6 +124,7 @@ class DatasetCard:
     get: str = ""
     splits: bool = False
     digits: int = 0
+    labels: bool | None = None
 
     @property
     def stacked(self) -> bool:
@@ -290,8 +313,10 @@ LOSSES = Registry("loss", "loss.name", LossOptions)
 COSTS = Registry("cost", "loss.name", Options)
 # (options) -> relgan.penalties.Penalty
 PENALTIES = Registry("penalty", "penalty.name", PenaltyOptions)
-# (options, image_size, channels) -> (generator, critic)
-MODELS = Registry("model", "model.name", ModelOptions)
+# (options, image_size, channels[, classes]) -> (generator, critic)
+MODELS = Registry("model", "model.name", ModelOptions, ModelCard())
+# (options, channels) -> relgan.augment.Augmentation
+AUGMENTATIONS = Registry("augment", "augment.name", AugmentOptions)
 # (options) -> relgan.data.sources.Source
 DATASETS = Registry("dataset", "dataset.name", DatasetOptions, DatasetCard())
 # (options, metrics, extractors) -> relgan.metrics.scores.Score
@@ -302,13 +327,14 @@ EXTRACTORS = Registry("extractor", "metrics.extractor", Options)
 TRACKERS = Registry("tracker", "tracker.name", TrackerOptions)
 
 GROUPS: dict[str, Registry[Any]] = {
-    registry.kind: registry for registry in (MODELS, LOSSES, PENALTIES, DATASETS, TRACKERS)
+    registry.kind: registry for registry in (MODELS, LOSSES, PENALTIES, AUGMENTATIONS, DATASETS, TRACKERS)
 }
 """Those that are groups of the configuration: ``loss=NAME``."""
 
 register_loss = LOSSES.register
 register_penalty = PENALTIES.register
 register_model = MODELS.register
+register_augment = AUGMENTATIONS.register
 register_dataset = DATASETS.register
 register_score = SCORES.register
 register_extractor = EXTRACTORS.register

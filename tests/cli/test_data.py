@@ -16,6 +16,9 @@ from relgan.registry import DATASETS
 
 pytestmark = pytest.mark.usefixtures("cache")
 
+# Tops of the images of an augmentation's sheet: at p = 0, three rows at p = ½, three at p = 1.
+ROWS = (52, 224, 356, 488, 644, 776, 908)
+
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> str:
@@ -66,6 +69,29 @@ def test_prepare_then_list_show_and_verify(relgan_data, pictures: str, cache: Pa
     assert err == "relgan-data: 1 of 1 prepared data sets are damaged\n"
 
 
+def test_an_augmentation_is_shown_on_the_same_images(  # type: ignore[no-untyped-def]
+    relgan_data, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = ("show", "dataset=folder", pictures, "augment=diffaugment", "augment.policy=[cutout]")
+    status, out, err = relgan_data(*line)
+    assert status == 0, err
+    assert out.endswith("contact sheet: folder_32_diffaugment.png\n")
+    with Image.open("folder_32_diffaugment.png") as image:
+        sheet = np.asarray(image)[:, :, 0]
+    # At p = 0 (where the greys of the folder are seen) no image has the grey square, at p = 1 each has it.
+    cells = [[sheet[top : top + 128, left : left + 128] for left in range(4, 1056, 132)] for top in ROWS]
+    assert [int(cell[0, 0]) for cell in cells[0]] == [0, 20, 40, 60, 100, 120, 140, 180]
+    cut = [sum(bool((cell == 128).any()) for cell in row) for row in cells]
+    assert cut[0] == 0
+    assert 0 < sum(cut[1:4]) < 24
+    assert cut[4:] == [8, 8, 8]
+
+    relgan_data(*line, "out=again.png")
+    assert Path("again.png").read_bytes() == Path("folder_32_diffaugment.png").read_bytes()
+    assert relgan_data("show", "dataset=folder", pictures)[1].endswith("contact sheet: folder_32.png\n")
+
+
 def test_list_names_every_dataset_and_its_terms(relgan_data) -> None:  # type: ignore[no-untyped-def]
     status, out, _ = relgan_data("list")
     assert status == 0
@@ -79,11 +105,19 @@ def test_list_names_every_dataset_and_its_terms(relgan_data) -> None:  # type: i
         (["polish"], "relgan-data: action: 'polish' is not one of list, prepare, show, verify"),
         (["prepare", "dataset=fodler"], "relgan-data: dataset=fodler: not one of"),
         (["prepare", "dataset.pth=x"], "relgan-data: dataset.pth: no such option; did you mean dataset.path?"),
-        (["prepare", "dataset.image_size=48"], "dataset.image_size: 48 is not one of 32, 64, 128, 256"),
+        (["prepare", "dataset.image_size=48"], "dataset.image_size: 48 is not one of 16, 32, 64, 128, 256"),
         (["prepare", "dataset=folder", "dataset.path=/nowhere"], "dataset.path: /nowhere does not exist"),
         (["prepare", "dataset=celeba"], "dataset.path: get img_align_celeba.zip from"),
         (["prepare", "dataset=cat"], "dataset.path: get CAT_DATASET_01.zip"),
         (["verify", "dataset=digits"], "is not prepared: relgan-data prepare dataset=digits"),
+        (
+            ["show", "dataset=digits", "augment=adda"],
+            "augment=adda: not one of ada, diffaugment, none; did you mean ada?",
+        ),
+        (
+            ["show", "dataset=digits", "augment=ada"],
+            "augment: ada changes colours of RGB images, these have 1 channel;",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(relgan_data, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]

@@ -35,17 +35,25 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     evaluate.main()
 
 
-@pytest.fixture(scope="module")
-def run_dir(shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train_in(path: Path, cache: Path, *words: str) -> Path:
     """A run of three updates."""
     from relgan.build import build_run
     from relgan.training.loop import train
 
-    path = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RELGAN_CACHE", str(shared_cache))
-        train(build_run(compose(Line(TINY)), path))
+        environment.setenv("RELGAN_CACHE", str(cache))
+        train(build_run(compose(Line([*TINY, *words])), path))
     return path
+
+
+@pytest.fixture(scope="module")
+def run_dir(shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_in(tmp_path_factory.mktemp("run"), shared_cache)
+
+
+@pytest.fixture(scope="module")
+def conditional_run(shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_in(tmp_path_factory.mktemp("conditional"), shared_cache, "dataset=digits", "dataset.labels=true")
 
 
 def evaluations(run_dir: Path) -> list[dict[str, float]]:
@@ -66,6 +74,19 @@ def test_a_run_scored_again_gives_the_same_numbers(
     shown = capsys.readouterr().out
     assert "eval/fd_digits" in shown
     assert "digits, 40 images against 100 of stacked_digits" in shown
+
+
+def test_a_conditional_run_scored_again_is_asked_for_the_same_classes(
+    conditional_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "scores.json"
+    call(monkeypatch, f"run={conditional_run}", "checkpoint=last", f"out={out}")
+    saved = json.loads(out.read_text())
+    during = evaluations(conditional_run)[-1]
+    keys = ["fd_digits", "score_digits", "score_digits_std", "label_agreement", "label_agreement_real"]
+    assert list(saved["scores"]) == [f"eval/{key}" for key in keys]
+    assert saved["scores"] == {key: during[key] for key in saved["scores"]}
+    assert saved["scores"]["eval/label_agreement_real"] > 0.9
 
 
 def test_metrics_can_be_changed_one_by_one_or_all_together(

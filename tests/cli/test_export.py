@@ -19,6 +19,7 @@ import tiny
 from relgan.builtin import ConvOptions
 from relgan.cli import export
 from relgan.cli.export import FORMATS
+from relgan.generator import TrainedGenerator
 from relgan.registry import MODELS
 
 NETWORKS = {
@@ -26,6 +27,7 @@ NETWORKS = {
     "spectral_norm": ("model.name=dcgan", "model.generator_spectral_norm=true"),
     "resize": ("model.name=dcgan", "model.upsample=resize", "model.activation=selu"),
     "cnn32": ("model.name=cnn32", "model.sync_batch_norm=true"),
+    "conditional": ("model.name=dcgan", "dataset.labels=true"),
 }
 
 
@@ -103,6 +105,12 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return line
 
 
+def inputs_of(generator: TrainedGenerator, count: int) -> tuple[Tensor, ...]:
+    """Latents, and labels if it takes them."""
+    z = 5 * torch.randn(count, 4, generator=torch.Generator().manual_seed(count))
+    return (z, torch.arange(count) % 10) if generator.conditional else (z,)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_file_gives_the_networks_own_images(
     run_dir: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -113,22 +121,23 @@ def test_the_file_gives_the_networks_own_images(
     assert len(shown.splitlines()) == 1
     assert not errors
     network = FORMATS[name].read(Path(f"generator.{name}"))
-    own = relgan.load(run_dir).module
+    own = relgan.load(run_dir)
     for count in (1, 3, 16):
-        z = 5 * torch.randn(count, 4, generator=torch.Generator().manual_seed(count))
-        torch.testing.assert_close(network(z), own(z), rtol=0, atol=FORMATS[name].tolerance)
+        inputs = inputs_of(own, count)
+        torch.testing.assert_close(network(*inputs), own.module(*inputs), rtol=0, atol=FORMATS[name].tolerance)
     assert [path.name for path in Path().iterdir()] == [f"generator.{name}"]
 
 
 def test_safetensors_give_the_same_samples_bit_for_bit(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    z = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    inputs = inputs_of(relgan.load(run_dir), 20)
     for weights in ("ema", "raw"):
         out = f"{weights}.safetensors"
         call(monkeypatch, str(run_dir), f"weights={weights}", f"out={out}")
         theirs, own = relgan.load(out), relgan.load(run_dir, weights=weights)
         assert torch.equal(theirs.sample(20, seed=5), own.sample(20, seed=5))
-        assert torch.equal(theirs.module(z), own.module(z))
+        assert torch.equal(theirs.module(*inputs), own.module(*inputs))
         assert (theirs.config, theirs.channels, theirs.step, theirs.weights) == (own.config, 1, 4, weights)
+        assert (theirs.classes, theirs.class_counts) == (own.classes, own.class_counts)
     assert not torch.equal(relgan.load("ema.safetensors").sample(20), theirs.sample(20))
     with pytest.raises(relgan.RelganError, match=r"weights: ema\.safetensors holds the moving average only"):
         relgan.load("ema.safetensors", weights="raw")
@@ -154,6 +163,14 @@ def test_traced_files_need_no_relgan(one_run: Path, monkeypatch: pytest.MonkeyPa
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_traced_conditional_network_takes_labels(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train_in(Path("run"), shared_cache, "dataset.labels=true")
+    call(monkeypatch, str(run), "format=onnx")
+    z, labels = onnxruntime.InferenceSession("generator.onnx").get_inputs()
+    assert (z.name, z.shape, z.type) == ("z", ["batch", 4], "tensor(float)")
+    assert (labels.name, labels.shape, labels.type) == ("labels", ["batch"], "tensor(int64)")
+
+
 def edit(path: str, **changes: object) -> None:
     """Change what the file says of itself."""
     with safetensors.safe_open(path, framework="pt") as file:
@@ -169,7 +186,8 @@ def test_the_metadata_is_one_entry_that_rebuilds_the_network(one_run: Path, monk
         about = json.loads(file.metadata()["relgan"])
     config = about.pop("config")
     assert config == tiny.last(one_run)["config"]
-    assert about == {"format": 1, "foreign": {}, "channels": 1, "step": 4, "weights": "ema"}
+    nothing = {"foreign": {}, "classes": [], "class_counts": []}
+    assert about == {"format": 1, "channels": 1, "step": 4, "weights": "ema", **nothing}
 
 
 def test_a_file_that_names_anothers_code_runs_none(one_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +206,7 @@ def test_a_file_that_names_anothers_code_runs_none(one_run: Path, monkeypatch: p
         ({"config": {}}, "damaged, or not a generator"),
         ({"config": []}, "damaged, or not a generator"),
         ({"channels": None}, "damaged, or not a generator"),
+        ({"class_counts": ["many"]}, "damaged, or not a generator"),
         ({"format": 2}, "written by another relgan"),
         ({"channels": 3}, "the weights are of another network"),
     ],

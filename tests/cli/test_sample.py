@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import tiny
 from relgan.cli import sample
+from relgan.generator import load
 from relgan.images import save_each
 from relgan.networks.sampling import generate, latents, sample_images, spherical
 
@@ -28,6 +29,16 @@ def run_dir(shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RELGAN_CACHE", str(shared_cache))
         tiny.run(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def conditional_run(shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four updates, so large that classes differ, on digits with their labels."""
+    path = tmp_path_factory.mktemp("sample") / "conditional"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RELGAN_CACHE", str(shared_cache))
+        tiny.run(path, "dataset.labels=true", "optimizer.lr_g=0.02")
     return path
 
 
@@ -53,6 +64,97 @@ def pixels(path: Path) -> NDArray[np.uint8]:
 def test_the_grid_is_that_of_training_for_its_seed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call(monkeypatch, str(run_dir), "n=4", "seed=1")
     np.testing.assert_array_equal(pixels(Path("sample.png")), pixels(run_dir / "samples" / "step_00000004.png"))
+
+
+def test_the_grid_of_classes_is_that_of_training_for_its_seed(
+    conditional_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(monkeypatch, str(conditional_run), "n=4", "seed=1")
+    np.testing.assert_array_equal(pixels(Path("sample.png")), pixels(conditional_run / "samples" / "step_00000004.png"))
+
+
+def cells(path: Path) -> NDArray[np.uint8]:
+    """The images of a grid of grey 32×32 ones: [rows, columns, 32, 32]."""
+    grey = pixels(path)[..., 0]
+    windows = np.lib.stride_tricks.sliding_window_view(grey, (32, 32))
+    return windows[2::34, 2::34]
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "columns"),
+    [
+        (["labels=[3,5]", "n=3"], [[3, 3, 3], [5, 5, 5]], 3),
+        (["labels=[3, 5]"], [[3] * 8, [5] * 8], 8),
+        (["labels=3", "n=3"], [[3, 3], [3, None]], 3),
+        (["labels=[3]", "n=3"], [[3, 3], [3, None]], 3),
+    ],
+)
+def test_classes_asked_for_have_a_row_each(
+    conditional_run: Path,
+    words: list[str],
+    rows: list[list[int | None]],
+    columns: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    call(monkeypatch, str(conditional_run), "seed=7", *words)
+    shown = cells(Path("sample.png"))
+    assert shown.shape[:2] == (len(rows), len(rows[0]))
+    generator = load(conditional_run)
+    of = {label: iter(generator.sample(columns, seed=7, labels=label)[:, 0].numpy()) for label in (3, 5)}
+    asked = [label for row in rows for label in row]
+    for label, image in zip(asked, shown.reshape(-1, 32, 32), strict=True):
+        np.testing.assert_array_equal(image, 255 if label is None else next(of[label]))
+
+
+def test_files_hold_one_class_after_another_or_random_ones(
+    conditional_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = load(conditional_run)
+    call(monkeypatch, str(conditional_run), "labels=[3,5]", "n=2", "out=asked")
+    call(monkeypatch, str(conditional_run), "n=4", "out=random")
+    asked = torch.cat([generator.sample(2, labels=label) for label in (3, 5)])
+    for folder, expected in (("asked", asked), ("random", generator.sample(4))):
+        files = sorted(Path(folder).iterdir())
+        assert len(files) == 4
+        for file, image in zip(files, expected, strict=True):
+            np.testing.assert_array_equal(pixels(file)[..., 0], image[0])
+
+
+def test_a_walk_keeps_its_class(conditional_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(monkeypatch, str(conditional_run), "labels=[3,5]", "interpolate=3", "n=2")
+    shown = cells(Path("sample.png"))
+    assert shown.shape[:2] == (4, 3)
+    z = latents(4, 4, torch.Generator().manual_seed(0), torch.device("cpu"))
+    ends = torch.stack([z[:2], z[2:]], dim=1).repeat(2, 1, 1)  # (row, end, D)
+    labels = torch.tensor([3, 3, 5, 5])
+    for column, end in ((0, 0), (2, 1)):
+        (expected,) = generate(load(conditional_run).module, [(ends[:, end], labels)])
+        np.testing.assert_array_equal(shown[:, column], expected[:, 0])
+    call(monkeypatch, str(conditional_run), "interpolate=3", "n=2", "out=any.png")
+    assert cells(Path("any.png")).shape[:2] == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["labels=cat"], "labels: 'cat' is not one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
+        (["labels=[3,10]", "out=folder"], "labels: '10' is not one of"),
+        (["labels=[0,1,2]", "n=400"], "n: a grid holds at most 1024"),
+        (["labels=3", "timelapse=true"], "labels: has no effect with timelapse=true"),
+    ],
+)
+def test_an_impossible_class_is_one_line_and_leaves_nothing(
+    conditional_run: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, str(conditional_run), *words)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not list(Path().iterdir())
 
 
 def test_seed_weights_and_truncation_change_the_images(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +255,7 @@ def test_timelapse_shows_every_grid_of_training_in_order(run_dir: Path, monkeypa
         (["run=RUN", "out=/nowhere/a.png"], "out: /nowhere is not a directory"),
         (["run=RUN", "out=RUN"], "exists and is not an empty folder"),
         (["run=RUN", "timelapse=maybe"], "timelapse: 'maybe' is not true or false"),
+        (["run=RUN", "labels=3"], "labels: this generator was trained without labels"),
         (["run=RUN", "timelapse=true", "n=3"], "n: has no effect with timelapse=true"),
         (["run=.", "timelapse=true"], "run: . holds no samples"),
         (["run=RUN", "device=tpu"], "device: 'tpu' is not one of"),

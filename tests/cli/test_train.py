@@ -117,7 +117,7 @@ def refused(result: Result, *needed: str) -> None:
         (["train.batch_size"], ["train.batch_size"]),
         (["seed=1,2"], ["seed=1,2", "--multirun"]),
         (["metrics.scores=fid"], ["metrics.scores: "]),
-        (["dataset.image_size=48"], ["dataset.image_size: 48 is not one of 32, 64, 128, 256"]),
+        (["dataset.image_size=48"], ["dataset.image_size: 48 is not one of 16, 32, 64, 128, 256"]),
         (["dataset=folder"], ["dataset.path: "]),
         (["dataset=folder", "dataset.path=/does/not/exist"], ["dataset.path: /does/not/exist does not exist"]),
         (["resume=nowhere"], ["resume: nowhere is neither"]),

@@ -72,10 +72,10 @@ def test_what_is_left_out_is_counted_by_reason(tmp_path: Path, caplog: pytest.Lo
         "damaged": 1,
         "face smaller than 64": 1,
     }
-    assert store.meta["usable"] == {"32": 3, "64": 2, "128": 0, "256": 0}
+    assert store.meta["usable"] == {"16": 3, "32": 3, "64": 2, "128": 0, "256": 0}
     for name in ("00000003_015", "00000002_000", "00000002_001", "00000002_002"):
         assert f"skipped {name}.jpg: " in caplog.text
-    assert "with a face of at least so many pixels: 32: 3, 64: 2, 128: 0, 256: 0" in caplog.text
+    assert "with a face of at least so many pixels: 16: 3, 32: 3, 64: 2, 128: 0, 256: 0" in caplog.text
 
 
 def test_a_corrected_annotation_is_used(tmp_path: Path) -> None:
@@ -137,4 +137,4 @@ def test_the_real_photos_at_every_size(sample_data: Path, size: int, count: int)
     store = cat(sample_data / "cat-sample-24.zip", size)
     assert store.images.shape == (count, size, size, 3)
     assert store.meta["skipped"]["wrong annotation"] == 1
-    assert store.meta["usable"] == {"32": 23, "64": 22, "128": 17, "256": 4}
+    assert store.meta["usable"] == {"16": 23, "32": 23, "64": 22, "128": 17, "256": 4}

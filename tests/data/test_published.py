@@ -73,6 +73,7 @@ def test_cifar10_from_what_the_user_has(tmp_path: Path, small_cifar: bytes, form
     part = {"train": slice(0, 50), "test": slice(50, 60), "all": slice(0, 60)}[split]
     np.testing.assert_array_equal(store.images, PIXELS[part].transpose(0, 2, 3, 1))
     np.testing.assert_array_equal(store.labels, LABELS[part])
+    assert store.classes[3:6] == ["cat", "deer", "dog"]
 
 
 def test_cifar10_through_four_mirrors(
@@ -148,14 +149,15 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+@pytest.mark.parametrize(("name", "ninth"), [("mnist", "9"), ("fashion_mnist", "Ankle boot")])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_mnist_from_a_folder(tmp_path: Path, name: str, zipped: bool) -> None:
+def test_mnist_from_a_folder(tmp_path: Path, name: str, ninth: str, zipped: bool) -> None:
     files = {f"{n}.gz": gzip.compress(data) for n, data in FILES.items()} if zipped else FILES
     folder = make_folder(tmp_path / "MNIST" / "raw", files)
     train = prepare(options(name, path=str(folder.parent), split="train"))
     assert train.images.shape == (20, 32, 32, 1)
     np.testing.assert_array_equal(train.labels, LABELS[:20])
+    assert train.classes[9] == ninth
     # The resize is smooth: a 28 px image keeps its mean.
     np.testing.assert_allclose(train.images.mean((1, 2, 3)), DIGITS[:20].mean((1, 2)), atol=2)
     assert len(prepare(options(name, path=str(folder), split="test"))) == 10

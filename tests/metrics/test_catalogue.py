@@ -26,6 +26,8 @@ from relgan.registry import EXTRACTORS, SCORES
         ("eval/is_std", None),
         ("eval/score_digits_std", None),
         ("eval/lpips_diversity_se", None),
+        ("eval/label_agreement", "max"),
+        ("eval/label_agreement_real", None),
         ("eval/kid_std", None),
         ("eval/seconds", None),
         ("train/loss_d", None),
@@ -48,6 +50,7 @@ def test_direction(key: str, expected: str | None) -> None:
         ("eval/lpips_diversity", "LPIPS diversity"),
         ("eval/lpips_diversity_se", "LPIPS diversity, standard error"),
         ("eval/recall_digits", "Recall (digits)"),
+        ("eval/label_agreement_real", "Label agreement of real images"),
         ("eval/unheard_of", "unheard of"),
     ],
 )
@@ -56,8 +59,15 @@ def test_scores_have_names_for_people(key: str, expected: str) -> None:
 
 
 def test_the_family_tells_what_a_score_depends_on() -> None:
-    keys = ("eval/fid", "eval/kd_digits_std", "eval/mode_kl", "eval/lpips_diversity_se", "eval/unheard_of")
-    assert [family(key) for key in keys] == ["features", "features", "modes", "lpips", "features"]
+    families = {
+        "eval/fid": "features",
+        "eval/kd_digits_std": "features",
+        "eval/mode_kl": "modes",
+        "eval/lpips_diversity_se": "lpips",
+        "eval/label_agreement_real": "label_agreement",
+        "eval/unheard_of": "features",
+    }
+    assert {key: family(key) for key in families} == families
 
 
 def test_only_the_literatures_network_uses_its_names() -> None:
@@ -70,7 +80,7 @@ def test_only_the_literatures_network_uses_its_names() -> None:
 def test_every_score_can_be_ranked_with_every_extractor() -> None:
     for score in set(SCORES) - {"neighbours"}:
         keys = spellings(score)
-        assert len(keys) % len(EXTRACTORS) == 0 or score in ("modes", "lpips_diversity")
+        assert len(keys) % len(EXTRACTORS) == 0 or score in ("modes", "label_agreement", "lpips_diversity")
         assert keys
         assert all(direction(key) is not None for key in keys)
     assert spellings("neighbours") == []

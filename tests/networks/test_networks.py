@@ -13,11 +13,12 @@ import tiny
 from relgan.builtin import Cnn32Options, ConvOptions
 from relgan.config import resolve
 from relgan.networks import build_networks
+from relgan.networks.blocks import ResizeConv
 from relgan.options import ConfigError
 from relgan.registry import MODELS, ModelOptions, register_model
 from relgan.training.update import pack
 
-CASES = [("dcgan", 32), ("dcgan", 64), ("dcgan", 128), ("dcgan", 256), ("cnn32", 32)]
+CASES = [("dcgan", 16), ("dcgan", 32), ("dcgan", 64), ("dcgan", 128), ("dcgan", 256), ("cnn32", 32)]
 
 
 def count(network: nn.Module) -> int:
@@ -62,7 +63,7 @@ def test_dcgan_parameters_counted_by_hand(size: int, width: int, generator: int,
     assert (count(networks[0]), count(networks[1])) == (generator, critic)
 
 
-@pytest.mark.parametrize("size", [32, 64, 128, 256])
+@pytest.mark.parametrize("size", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize(("h", "z", "c"), [(4, 7, 1), (6, 128, 3)])
 def test_dcgan_parameters_by_formula(size: int, h: int, z: int, c: int) -> None:
     """With m = S/8, the inner 4×4 convolutions add up to a geometric series."""
@@ -247,8 +248,7 @@ def test_what_each_option_does_to_batch_norm(name: str) -> None:
 def test_resize_leaves_only_the_layer_that_spreads_z(name: str, left: int) -> None:
     generator, _ = build_networks(tiny.model(name, width=2, upsample="resize"), 32, 3)
     assert of_type(generator, nn.ConvTranspose2d) == left
-    upsamples = [m for m in generator.modules() if isinstance(m, nn.Upsample)]
-    assert [(m.mode, m.scale_factor) for m in upsamples] == [("nearest", 2.0)] * 3
+    assert of_type(generator, ResizeConv) == 3
 
 
 @pytest.mark.parametrize("name", ["dcgan", "cnn32"])
@@ -353,9 +353,9 @@ def test_the_registered_defaults() -> None:
 def test_impossible_networks_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^dataset\.image_size: model=cnn32 makes 32×32 images, not 64$"):
         resolve({"model": {"name": "cnn32"}, "dataset": {"image_size": 64}})
-    with pytest.raises(ConfigError, match=r"^dataset\.image_size: 48 is not one of 32, 64, 128, 256$"):
+    with pytest.raises(ConfigError, match=r"^dataset\.image_size: 48 is not one of 16, 32, 64, 128, 256$"):
         resolve({"dataset": {"image_size": 48}})
-    with pytest.raises(ConfigError, match=r"^model\.name: 'vgg' is not one of dcgan, cnn32"):
+    with pytest.raises(ConfigError, match=r"^model\.name: 'vgg' is not one of dcgan, cnn32, r3gan"):
         build_networks(ModelOptions("vgg"), 32, 3)
 
 
@@ -438,3 +438,13 @@ def test_looking_at_networks_changes_neither_them_nor_the_random_numbers(
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
     assert generator.training
     assert not critic.training
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_resize_convolution_is_an_enlargement_and_a_convolution(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = ResizeConv(3, 5, 3, padding=1, bias=bias).double()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    larger = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+    want = nn.functional.conv2d(larger, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), want)

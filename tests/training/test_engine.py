@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 import tiny
-from relgan.config import OptimizerConfig
+from relgan.config import Config, OptimizerConfig
+from relgan.data.batches import Batch
 from relgan.networks import build_networks
 from relgan.options import ConfigError
 from relgan.penalties import Penalty
 from relgan.training.engine import Captured, Eager, Results, Snapshot, agree, build_iteration, choose_engine
-from relgan.training.optimizers import build_optimizers, build_schedule
+from relgan.training.optimizers import build_optimizers
 from relgan.training.state import load_optimizer_state, optimizer_state
 from relgan.training.update import Update
 
@@ -39,9 +40,9 @@ def eager(loss: str, penalty: str, optimizer: str) -> Eager:
     return Eager(update, lambda: torch.randn(6, 4))
 
 
-def batches(seed: int, count: int = 3) -> list[Tensor]:
+def batches(seed: int, count: int = 3) -> list[Batch]:
     random = torch.Generator().manual_seed(seed)
-    return [torch.rand(6, 1, 32, 32, generator=random) * 2 - 1 for _ in range(count)]
+    return [Batch(torch.rand(6, 1, 32, 32, generator=random) * 2 - 1) for _ in range(count)]
 
 
 def stand_in(work: Callable[[], Results], undo: Callable[[], None]) -> tuple[Callable[[], None], Results]:
@@ -107,7 +108,7 @@ def test_a_snapshot_puts_back_into_the_same_memory() -> None:
 def test_a_recording_that_computes_something_else_is_noticed() -> None:
     made = eager("ragan", "none", "adam")
 
-    def wrong(reals: Any) -> Results:
+    def wrong(reals: Any, **how: Any) -> Results:
         return eager("ralsgan", "none", "adam")(reals)
 
     reals = batches(0)
@@ -115,26 +116,35 @@ def test_a_recording_that_computes_something_else_is_noticed() -> None:
     assert not agree(made, wrong, made.update, reals)
 
 
+def config(accumulate: int, *, optimizer: str = "adam", beta2: float | None = None) -> Config:
+    made = Config()
+    made.train.accumulate, made.optimizer.name = accumulate, optimizer
+    made.schedule.beta2 = beta2
+    return made
+
+
 @pytest.mark.parametrize(
-    ("name", "device", "accumulate", "ranks", "want"),
+    ("name", "device", "config", "ranks", "want"),
     [
-        ("auto", CPU, 1, 1, "eager"),
-        ("auto", CUDA, 1, 1, "cudagraph"),
-        ("auto", CUDA, 2, 1, "eager"),
-        ("auto", CUDA, 1, 4, "eager"),
-        ("eager", CUDA, 1, 1, "eager"),
-        ("compiled", CPU, 1, 1, "compiled"),
-        ("cudagraph", CUDA, 1, 1, "cudagraph"),
+        ("auto", CPU, config(1), 1, "eager"),
+        ("auto", CUDA, config(1), 1, "cudagraph"),
+        ("auto", CUDA, config(2), 1, "eager"),
+        ("auto", CUDA, config(1), 4, "eager"),
+        ("auto", CUDA, config(1, beta2=0.99), 1, "cudagraph"),
+        ("auto", CUDA, config(1, optimizer="rmsprop", beta2=0.99), 1, "eager"),
+        ("eager", CUDA, config(1), 1, "eager"),
+        ("compiled", CPU, config(1), 1, "compiled"),
+        ("cudagraph", CUDA, config(1), 1, "cudagraph"),
     ],
 )
-def test_the_choice_of_engine(name: str, device: torch.device, accumulate: int, ranks: int, want: str) -> None:
-    assert choose_engine(name, device, accumulate=accumulate, ranks=ranks) == want
+def test_the_choice_of_engine(name: str, device: torch.device, config: Config, ranks: int, want: str) -> None:
+    assert choose_engine(name, device, config, ranks=ranks) == want
 
 
 @pytest.mark.parametrize(("device", "accumulate", "ranks"), [(CPU, 1, 1), (CUDA, 2, 1), (CUDA, 1, 2)])
 def test_a_graph_that_cannot_be_is_refused(device: torch.device, accumulate: int, ranks: int) -> None:
     with pytest.raises(ConfigError, match=r"^engine: cudagraph .* \(accepted here: auto, eager, compiled\)$"):
-        choose_engine("cudagraph", device, accumulate=accumulate, ranks=ranks)
+        choose_engine("cudagraph", device, config(accumulate), ranks=ranks)
 
 
 def test_a_failing_capture_falls_back_only_where_the_engine_was_not_asked_for(
@@ -187,22 +197,23 @@ def test_compiled_networks_make_the_eager_updates(loss: str, penalty: Penalty) -
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
 
 
-def test_the_learning_rate_crosses_between_engines() -> None:
-    """A graph reads it from a tensor, so it must stay that tensor; a checkpoint holds the plain number."""
-    config = OptimizerConfig(lr_d=0.25, decay=0.5)
+def test_moments_cross_between_engines_and_rates_stay_each_ones_own() -> None:
+    """A graph reads the rate from a tensor, so it must stay that tensor."""
+    config = OptimizerConfig(lr_d=0.25)
     networks = build_networks(tiny.model(width=2, latent_dim=4), 32, 1)
     plain = build_optimizers(config, *networks)[1]
-    captured = build_optimizers(config, *networks, captured=True)[1]
-    tensor = captured.param_groups[0]["lr"]
+    captured = build_optimizers(config, *networks, captured=True, moving_beta2=True)[1]
+    tensors = [captured.param_groups[0]["lr"], *captured.param_groups[0]["betas"]]
+    for parameter in networks[1].parameters():
+        parameter.grad = torch.ones_like(parameter)
+    plain.step()
     for source, target in ((plain, captured), (captured, plain)):
-        schedule = build_schedule(config, source)
-        source.step()
-        schedule.step()
-        state = optimizer_state(source)
-        assert isinstance(state["param_groups"][0]["lr"], float)
-        load_optimizer_state(target, state)
-        assert float(target.param_groups[0]["lr"]) == float(source.param_groups[0]["lr"])
-    assert captured.param_groups[0]["lr"] is tensor
-    assert captured.param_groups[0]["capturable"] is True
-    assert isinstance(plain.param_groups[0]["lr"], float)
+        load_optimizer_state(target, optimizer_state(source))
+        assert tiny.differing(optimizer_state(source), optimizer_state(target)) == []
+    group = captured.param_groups[0]
+    assert [group["lr"], *group["betas"]] == tensors
+    assert all(now is then for now, then in zip([group["lr"], *group["betas"]], tensors, strict=True))
+    assert group["capturable"] is True
+    assert plain.param_groups[0]["lr"] == 0.25
+    assert plain.param_groups[0]["betas"] == (0.5, 0.999)
     assert plain.param_groups[0]["capturable"] is False

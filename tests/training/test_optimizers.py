@@ -1,4 +1,4 @@
-"""Optimizers as published, decay per epoch, and the cadences."""
+"""Optimizers as published, and the cadences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Adam, RMSprop
 
 from relgan.config import OptimizerConfig, TrainConfig
-from relgan.training.optimizers import build_optimizers, build_schedule, epoch_of, is_due, quarters, total_iterations
+from relgan.training.optimizers import build_optimizers, is_due, quarters, total_iterations
 
 
 def test_each_network_has_its_own_learning_rate() -> None:
@@ -36,15 +36,6 @@ def test_rmsprop_smooths_with_the_second_beta() -> None:
     assert before - network.weight.item() == pytest.approx(0.1 * 2 / (0.1 * 4) ** 0.5, rel=1e-5)
 
 
-def test_decay_multiplies_by_one_minus_decay() -> None:
-    optimizer, _ = build_optimizers(OptimizerConfig(lr_g=1.0, decay=0.1), nn.Linear(1, 1), nn.Linear(1, 1))
-    schedule = build_schedule(OptimizerConfig(decay=0.1), optimizer)
-    optimizer.step()
-    for _ in range(3):
-        schedule.step()
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.9**3)
-
-
 def test_epochs_are_passes_of_the_critic() -> None:
     train = TrainConfig(iterations=None, epochs=2.5, batch_size=10)
     assert total_iterations(train, 1, 100) == 25
@@ -52,9 +43,6 @@ def test_epochs_are_passes_of_the_critic() -> None:
     assert total_iterations(train, 1, 101) == 26
     assert total_iterations(TrainConfig(iterations=None, epochs=1e-6, batch_size=10), 1, 100) == 1
     assert total_iterations(TrainConfig(iterations=7), 5, 100) == 7
-    assert [epoch_of(step, train, 1, 100) for step in (0, 9, 10, 19, 20)] == [0, 0, 1, 1, 2]
-    assert epoch_of(2, train, 5, 100) == 1
-    assert epoch_of(1, train, 50, 100) == 5
 
 
 def test_cadences() -> None:

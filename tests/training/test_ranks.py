@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import tiny
 from relgan.builtin import ConvOptions
 from relgan.config import Config, TrainConfig, check_batch_size
+from relgan.data.batches import Batch
 from relgan.distributed import broadcast, own_part
 from relgan.options import ConfigError
 
@@ -37,6 +38,9 @@ class Setting:
     penalty: str = "none"
     model: ConvOptions = dataclasses.field(default_factory=lambda: SPECTRAL)
     accumulate: int = 1
+    augment: str = "none"
+    classes: int = 0
+    lecam: float = 0.0
 
 
 SETTINGS = [
@@ -54,6 +58,9 @@ SETTINGS = [
     Setting("ragan", model=SYNCHRONISED),
     Setting("ragan", "gp", model=SYNCHRONISED),
     Setting("rsgan_allpairs", "r1r2", model=SYNCHRONISED),
+    Setting("ragan", classes=3, augment="diffaugment"),
+    Setting("rsgan", "r1r2", classes=3, augment="diffaugment", accumulate=2),
+    Setting("rsgan", "ar1r2", classes=3, lecam=0.3),
 ]
 
 
@@ -61,14 +68,23 @@ def updated(setting: Setting) -> dict[str, list[Tensor]]:
     """Gradients and buffers after one critic and one generator update of this process's part of the batch."""
     torch.manual_seed(0)
     update = tiny.update(
-        setting.model, setting.loss, penalty=setting.penalty, dtype=torch.float64, accumulate=setting.accumulate
+        setting.model,
+        setting.loss,
+        penalty=setting.penalty,
+        dtype=torch.float64,
+        accumulate=setting.accumulate,
+        augment=setting.augment,
+        classes=setting.classes,
+        lecam=setting.lecam,
+        centring=setting.lecam,
     )
     generator, critic = update.generator, update.critic
     real = 2 * torch.rand(BATCH, 1, 32, 32, dtype=torch.float64) - 1
     z = torch.randn(BATCH, setting.model.latent_dim, dtype=torch.float64)
-    first = update.update_critic(own_part(real), own_part(z))
+    labels = own_part(torch.arange(BATCH) % setting.classes) if setting.classes else None
+    first = update.update_critic(Batch(own_part(real), labels), own_part(z))
     of_critic = gradients(critic)
-    second = update.update_generator(own_part(real), own_part(z))
+    second = update.update_generator(Batch(own_part(real), labels), own_part(z))
     buffers = [b.clone() for network in (generator, critic) for b in network.buffers()]
     parameters = [p.detach().clone() for network in (generator, critic) for p in network.parameters()]
     return {

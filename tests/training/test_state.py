@@ -59,6 +59,30 @@ SETTINGS = {
         "dataset.hflip=true",
         "train.ema_decay=0",
     ],
+    "labels, steered augmentation, lazy penalty, terms of the logits": [
+        "loss.name=rsgan",
+        "loss.lecam=0.3",
+        "loss.centring=0.01",
+        "penalty.name=r1",
+        "penalty.interval=2",
+        "dataset.labels=true",
+        "augment.name=diffaugment",
+        "augment.p=0.3",
+        "augment.target=0.5",
+        "augment.ramp=100",
+        "train.accumulate=2",
+    ],
+    "r3gan with labels, approximate penalties, everything scheduled": [
+        "model.name=r3gan",
+        "loss.name=rsgan",
+        "penalty.name=ar1r2",
+        "dataset.labels=true",
+        "schedule.burn_in=24",
+        "schedule.lr_g=1e-5",
+        "schedule.beta2=0.9",
+        "schedule.gamma=0.5",
+        "schedule.ema_half_life=40",
+    ],
 }
 # What says when and where, not what was learnt.
 NOT_TRAINED = ("config", "seconds", "tracker_run_id", "history")
@@ -77,7 +101,7 @@ def test_ten_updates_are_five_a_stop_and_five_more(tmp_path: Path, options: list
     tiny.run(half, *options, "train.iterations=10", "train.log_every=1", "resume=auto")
     expected = trained(whole)
     assert expected["step"] == 10
-    assert len(expected["optimizers"][0]["state"]) > 0
+    assert len(expected["optimizers"][0]) > 0
     assert tiny.differing(trained(half), expected) == []
     assert tiny.differing(trained(half), trained(half, "last.previous")) != []
 
@@ -240,7 +264,7 @@ def test_scores_and_pictures_leave_training_alone(tmp_path: Path, mode: str) -> 
     lines = [line for line in tiny.records(tmp_path / "scored") if line["kind"] == "eval"]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     assert lines[0].keys() - {"protocol"} == {"kind", "step", "time_s", "eval/fd_efficientnet_lite0"}
-    best = min(lines, key=lambda line: line["eval/fd_efficientnet_lite0"])
+    best = min(lines[1:], key=lambda line: line["eval/fd_efficientnet_lite0"])
     summary = tiny.summary(tmp_path / "scored")
     assert summary["best"]["eval/fd_efficientnet_lite0"] == {
         "value": best["eval/fd_efficientnet_lite0"],
@@ -253,14 +277,14 @@ def test_scores_are_not_doubled_when_a_run_continues(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     directory = tmp_path / "run"
     for iterations in (0, 0, 2, 2):
-        tiny.run(directory, *SCORED, f"train.iterations={iterations}", "resume=auto")
+        tiny.run(directory, *SCORED, f"train.iterations={iterations}", "metrics.every=0", "resume=auto")
     lines = [line["step"] for line in tiny.records(directory) if line["kind"] == "eval"]
     assert lines == [0, 2]
 
 
 def test_the_checkpoint_holds_what_the_contract_says(finished: Path) -> None:
     content = tiny.last(finished)
-    assert {"generator", "ema", "critic", "optimizers", "schedules", "rng", "batches"} < content.keys()
+    assert {"generator", "ema", "critic", "optimizers", "side_terms", "strength", "rng", "batches"} < content.keys()
     assert {"step", "format", "config", "tracker_run_id", "history"} < content.keys()
     assert content["history"].keys() == {"best", "final", "ranking", "visited"}
     assert content["config"]["model"]["width"] == 2

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 import tiny
 from relgan.config import OptimizerConfig
+from relgan.data.batches import Batch
 from relgan.losses import AdversarialLoss, get_loss
-from relgan.networks import build_networks
 from relgan.penalties import Penalty
-from relgan.training.optimizers import build_optimizers
-from relgan.training.update import Precision, Update
+from relgan.training.update import Update
 
 CPU = torch.device("cpu")
 
@@ -33,25 +32,20 @@ def make(
 ) -> Update:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = tiny.model(width=2, latent_dim=4, pack=pack, spectral_norm=spectral_norm)
-    generator, critic = build_networks(model, 32, 1)
-    config = OptimizerConfig(name=optimizer, lr_g=lr, lr_d=lr)
-    optimizer_g, optimizer_d = build_optimizers(config, generator, critic)
-    return Update(
-        generator=generator,
-        critic=critic,
-        loss=get_loss(loss),
+    return tiny.update(
+        tiny.model(width=2, latent_dim=4, pack=pack, spectral_norm=spectral_norm),
+        loss,
         penalty=penalty or Penalty(),
-        optimizer_g=optimizer_g,
-        optimizer_d=optimizer_d,
-        precision=Precision(CPU, precision),
+        optimizer=OptimizerConfig(name=optimizer, lr_g=lr, lr_d=lr),
+        precision=precision,
         pack=pack,
     )
 
 
-def batch(seed: int, count: int = 6) -> tuple[Tensor, Tensor]:
+def batch(seed: int, count: int = 6) -> tuple[Batch, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(count, 1, 32, 32, generator=generator) * 2 - 1, torch.randn(count, 4, generator=generator)
+    images = torch.rand(count, 1, 32, 32, generator=generator) * 2 - 1
+    return Batch(images), torch.randn(count, 4, generator=generator)
 
 
 def weights(network: nn.Module) -> list[Tensor]:
@@ -99,7 +93,7 @@ def test_losses_and_updates_are_the_textbook_ones(loss: str) -> None:
         got_d = update.update_critic(real, z)
         got_g = update.update_generator(real, z)
 
-        r, f = critic(real), critic(generator(z).detach())
+        r, f = critic(real.images), critic(generator(z).detach())
         if loss == "ragan":
             r, f = r - f.mean(), f - r.mean()
         loss_d = nn.functional.softplus(-r).mean() + nn.functional.softplus(f).mean()
@@ -111,7 +105,7 @@ def test_losses_and_updates_are_the_textbook_ones(loss: str) -> None:
         images = generator(z)
         f = critic(images)
         if loss == "ragan":
-            r = critic(real)
+            r = critic(real.images)
             r, f = r - f.mean(), f - r.mean()
             loss_g = (nn.functional.softplus(r).mean() + nn.functional.softplus(-f).mean()) / 2
         else:
@@ -239,7 +233,8 @@ def test_an_update_is_not_masked_by_what_is_finite() -> None:
 def test_a_batch_in_parts_gives_the_update_of_the_whole(loss: str, penalty: str) -> None:
     """Without batch norm, whose statistics are those of a part: losses, gradients and every buffer agree."""
     updates = [in_parts(loss, penalty, count) for count in (1, 2, 3)]
-    real, z = (tensor.double() for tensor in batch(5))
+    real, z = batch(5)
+    real, z = Batch(real.images.double()), z.double()
     seen = []
     for update in updates:
         torch.manual_seed(7)

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relgan.cli.command import CommandOptions, Line, command
-from relgan.config import option_names
+from relgan.config import Config, option_names
 from relgan.options import RelganError, option
 from relgan.registry import DATASETS, DatasetOptions
 
 USAGE = """relgan-data list
 relgan-data prepare dataset=celeba dataset.path=FILE.zip
-relgan-data show dataset=cat [out=cat.png]
+relgan-data show dataset=cat [augment=ada] [out=cat.png]
 relgan-data verify [dataset=NAME]
 
   list      every data set: what it is, terms, size, how to get it, what is prepared and where
   prepare   pack a data set into the cache
-  show      print the facts and write a contact sheet
+  show      print the facts and write a contact sheet; with augment=NAME, of images as the critic sees them
   verify    read prepared data again and compare with its fingerprint; without dataset=, all of it
 """
 
@@ -28,11 +28,11 @@ relgan-data verify [dataset=NAME]
 @dataclass
 class DataOptions(CommandOptions):
     action: str = option("list", "what to do; action= may be left out", choices=("list", "prepare", "show", "verify"))
-    out: str | None = option(None, "file of the contact sheet; null: DATASET_SIZE.png")
+    out: str | None = option(None, "file of the contact sheet; null: DATASET_SIZE[_AUGMENT].png")
 
 
 def main() -> None:
-    command(DataOptions, USAGE, data, positional="action", composes=("dataset",))
+    command(DataOptions, USAGE, data, positional="action", composes=("dataset", "augment"))
 
 
 def data(options: DataOptions, line: Line) -> None:
@@ -42,17 +42,17 @@ def data(options: DataOptions, line: Line) -> None:
         case "list":
             _list()
         case "prepare":
-            _prepare(_dataset(line))
+            _prepare(_config(line).dataset)
         case "show":
-            _show(_dataset(line), options.out)
+            _show(_config(line), options.out)
         case "verify":
             _verify(line)
 
 
-def _dataset(line: Line) -> DatasetOptions:
+def _config(line: Line) -> Config:
     from relgan.cli.compose import compose
 
-    return compose(line).dataset
+    return compose(line)
 
 
 def _list() -> None:
@@ -82,13 +82,19 @@ def _prepare(dataset: DatasetOptions) -> None:
     print(f"{store.path}: {len(store):,} images, {store.size_on_disk / 1e6:,.1f} MB")
 
 
-def _show(dataset: DatasetOptions, chosen: str | None) -> None:
+def _show(config: Config, chosen: str | None) -> None:
+    from relgan.augment import build_augmentation
     from relgan.data import prepare
-    from relgan.data.sheet import contact_sheet
+    from relgan.data.sheet import augmented_sheet, contact_sheet
 
-    store = prepare(dataset)
-    out = Path(chosen or f"{store.meta['name']}_{store.image_size}.png").expanduser()
-    contact_sheet(store).save(out)
+    store = prepare(config.dataset)
+    name = config.augment.name
+    if name == "none":
+        sheet, suffix = contact_sheet(store), ""
+    else:
+        sheet, suffix = augmented_sheet(store, name, build_augmentation(config.augment, store.channels)), f"_{name}"
+    out = Path(chosen or f"{store.meta['name']}_{store.image_size}{suffix}.png").expanduser()
+    sheet.save(out)
     facts = {**store.meta, "path": str(store.path), "bytes": store.size_on_disk}
     print(json.dumps(facts, indent=2, ensure_ascii=False))
     print(f"contact sheet: {out}")
@@ -99,7 +105,7 @@ def _verify(line: Line) -> None:
     from relgan.data.pack import prepared, store_path
 
     chosen = set(option_names(line.words)) - {"plugins"}
-    paths = [store_path(_dataset(line))] if chosen else prepared()
+    paths = [store_path(_config(line).dataset)] if chosen else prepared()
     damaged = 0
     for path in paths:
         if not path.exists():

@@ -80,7 +80,13 @@ def _score_run(options: EvalOptions, line: Line) -> Result:
     store = prepare(config.dataset)
     trained = from_checkpoint(saved, weights=config.metrics.generator, device=device)
     evaluator = Evaluator(
-        config.metrics, config.dataset, store, latent_dim=trained.latent_dim, seed=config.seed, device=device
+        config.metrics,
+        config.dataset,
+        store,
+        latent_dim=trained.latent_dim,
+        seed=config.seed,
+        device=device,
+        class_counts=trained.class_counts,
     )
     try:
         return Result(evaluator.evaluate(trained.module), {**evaluator.protocol, "step": trained.step})

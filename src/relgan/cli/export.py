@@ -17,18 +17,20 @@ from relgan.files import atomic_write
 from relgan.options import ConfigError, RelganError, first_line, option
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.export import ExportedProgram
 
     from relgan.generator import TrainedGenerator
 
-    Network = Callable[[Tensor], Tensor]
+    Network = Callable[..., Tensor]
 
 USAGE = """relgan-export RUN [format=safetensors|pt2|onnx] [out=FILE] [checkpoint=last] [weights=ema]
 
 safetensors: the weights and how to rebuild the network, for relgan.load and relgan-sample.
 pt2: the traced network, for torch.export.load without relgan.
 onnx: the same for ONNX Runtime, without relgan and torch.
+A conditional network takes labels beside the latents z: numbers of classes, int64.
 """
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # A traced network is most often wrong for a single image.
@@ -41,7 +43,8 @@ class Format:
 
     Attributes:
         write: the file's content.
-        read: the network as another program loads it: latents (N, latent_dim) to images (N, C, S, S).
+        read: the network as another program loads it: latents (N, latent_dim), and labels int64 (N,) if it is
+            conditional, to images (N, C, S, S).
         tolerance: largest difference from the network's own images in [−1, 1]. Float32 sums in another order differ
             by about 1e-6, neighbouring values of an 8-bit pixel by 8e-3.
     """
@@ -84,7 +87,7 @@ def _write_onnx(trained: TrainedGenerator) -> bytes:
     program = torch.onnx.export(
         _trace(trained).module(),
         **_signature(trained),
-        input_names=["z"],
+        input_names=["z", "labels"] if trained.conditional else ["z"],
         output_names=["images"],
         dynamo=True,
         verbose=False,
@@ -99,7 +102,13 @@ def _read_onnx(path: Path) -> Network:
     import torch
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda z: torch.from_numpy(session.run(["images"], {"z": z.numpy()})[0])
+    names = [each.name for each in session.get_inputs()]
+
+    def network(*inputs: Tensor) -> Tensor:
+        given = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(["images"], given)[0])
+
+    return network
 
 
 FORMATS = {
@@ -135,11 +144,22 @@ def _trace(trained: TrainedGenerator) -> ExportedProgram:
 
 
 def _signature(trained: TrainedGenerator) -> dict[str, Any]:
-    """Example latents, and the axis that may have any length."""
+    """Example inputs, and the axis that may have any length."""
     import torch
 
-    example = torch.zeros(2, trained.latent_dim)
-    return {"args": (example,), "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+    args = _inputs(trained, 2, torch.Generator())
+    return {"args": args, "dynamic_shapes": ({0: torch.export.Dim("batch")},) * len(args)}
+
+
+def _inputs(trained: TrainedGenerator, count: int, rng: torch.Generator) -> tuple[Tensor, ...]:
+    """Random latents, and labels of a conditional network."""
+    import torch
+
+    from relgan.networks.sampling import latents
+
+    z = latents(count, trained.latent_dim, rng, torch.device("cpu"))
+    labels = trained.labels(count, seed=0)
+    return (z,) if labels is None else (z, labels)
 
 
 @dataclass
@@ -200,16 +220,15 @@ def write(trained: TrainedGenerator, path: Path, kind: Format) -> float:
     """
     import torch
 
-    from relgan.networks.sampling import latents
-
     rng = torch.Generator().manual_seed(0)
-    tried = [latents(count, trained.latent_dim, rng, torch.device("cpu")) for count in TRIED_BATCHES]
-    own = [trained.module(z) for z in tried]
+    tried = [_inputs(trained, count, rng) for count in TRIED_BATCHES]
+    own = [trained.module(*inputs) for inputs in tried]
     with _quiet(), atomic_write(path) as file:
         file.write(kind.write(trained))
         file.flush()
         network = kind.read(Path(file.name))
-        difference = max(float((network(z) - images).abs().max()) for z, images in zip(tried, own, strict=True))
+        pairs = [(network(*inputs), images) for inputs, images in zip(tried, own, strict=True)]
+        difference = max(float((read - images).abs().max()) for read, images in pairs)
         if not difference <= kind.tolerance:
             raise RelganError(f"{path}: not written, its images differ from the network's own by {difference:.2g}")
     return difference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,17 @@ from relgan.cli.command import CommandOptions, Line, command
 from relgan.options import ConfigError, RelganError, option
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from relgan.generator import TrainedGenerator
 
 USAGE = """relgan-sample RUN [n=64] [seed=0] [out=FILE.png|FOLDER|FILE.zip]
+relgan-sample RUN labels=3 | labels=cat | labels=[cat,dog] [n=8] [out=FILE.png|FOLDER|FILE.zip]
 relgan-sample RUN interpolate=8 [n=4] [out=FILE.png|FILE.gif]
 relgan-sample RUN timelapse=true [out=FILE.gif]
+
+Of a conditional generator a grid shows a row of each class, and single files random classes as frequent as in training;
+labels asks for n images of one class, or of each of several, a row of each. All rows are made from the same noise.
 """
 LARGEST_GRID = 1024
 FRAME_MS = {"interpolate": 80, "timelapse": 400}
@@ -24,7 +31,10 @@ FRAME_MS = {"interpolate": 80, "timelapse": 400}
 class SampleOptions(CommandOptions):
     run: str = option("", "a run directory or a checkpoint; run= may be left out")
     checkpoint: str = option("last", "which one of a run directory: last, best, or the name of another in checkpoints/")
-    n: int | None = option(None, "how many images (64), or rows of an interpolation (4)", ge=1)
+    n: int | None = option(
+        None, "how many images (64), of each of several labels (8), or rows of an interpolation (4)", ge=1
+    )
+    labels: str | None = option(None, "class of a conditional generator's images, by name or number; several: [A,B,…]")
     seed: int = option(0, "of the noise: the same seed, the same images", ge=0)
     out: str = option("", "sample.png: one grid; a folder or .zip: a PNG for each image; .gif: a film")
     weights: str = option("ema", "the generator's moving average or its newest weights", choices=("ema", "raw"))
@@ -38,8 +48,17 @@ class SampleOptions(CommandOptions):
         return Path(self.out or ("timelapse.gif" if self.timelapse else "sample.png")).expanduser()
 
     @property
+    def classes(self) -> list[str]:
+        """What ``labels`` lists."""
+        if self.labels is None:
+            return []
+        several = self.labels.startswith("[") and self.labels.endswith("]")
+        return [each.strip() for each in self.labels[1:-1].split(",")] if several else [self.labels]
+
+    @property
     def count(self) -> int:
-        return self.n or (4 if self.interpolate else 64)
+        """Images or rows, of each class listed."""
+        return self.n or (4 if self.interpolate else 8 if len(self.classes) > 1 else 64)
 
 
 def main() -> None:
@@ -71,7 +90,8 @@ def _check(options: SampleOptions) -> None:
         raise ConfigError("out", f"{path.parent} is not a directory")
     if suffix == "" and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ConfigError("out", f"{path} exists and is not an empty folder")
-    if suffix == ".png" and options.count * (options.interpolate or 1) > LARGEST_GRID:
+    images = options.count * (options.interpolate or 1) * max(1, len(options.classes))
+    if suffix == ".png" and images > LARGEST_GRID:
         raise ConfigError("n", f"a grid holds at most {LARGEST_GRID} images; give out= a folder or a .zip for more")
 
 
@@ -89,31 +109,40 @@ def _timelapse(options: SampleOptions) -> None:
 
 def _draw(options: SampleOptions) -> None:
     from relgan.generator import load
-    from relgan.images import grid, save_each, save_png
-    from relgan.networks.sampling import sample_images
+    from relgan.images import save_each, save_png
 
     trained = load(options.run, checkpoint=options.checkpoint, weights=options.weights, device=options.device)
+    labels = [trained.label(each) for each in options.classes]
     try:
         if options.interpolate:
-            _interpolate(options, trained, options.interpolate)
-            return
-        if options.path.suffix.lower() == ".png":
-            images = trained.sample(options.count, options.seed, truncation=options.truncation)
-            save_png(grid(images, separate_channels=trained.stacked), options.path)
-            return
-        batches = sample_images(
-            trained.module,
-            options.count,
-            latent_dim=trained.latent_dim,
-            seed=options.seed,
-            truncation=options.truncation,
-        )
-        save_each(batches, options.path)
+            _interpolate(options, trained, labels, options.interpolate)
+        elif options.path.suffix.lower() == ".png":
+            save_png(_picture(options, trained, labels), options.path)
+        else:
+            save_each(_batches(options, trained, labels), options.path)
     except ValueError as error:
         raise RelganError(f"{options.run}: {error}") from error
 
 
-def _interpolate(options: SampleOptions, trained: TrainedGenerator, steps: int) -> None:
+def _picture(options: SampleOptions, trained: TrainedGenerator, labels: list[int]) -> Tensor:
+    """uint8 (H, W, 3)."""
+    import torch
+
+    from relgan.images import grid
+
+    if len(labels) <= 1:
+        return trained.picture(options.count, options.seed, *labels, truncation=options.truncation)
+    images = torch.cat([batch.cpu() for batch in _batches(options, trained, labels)])
+    return grid(images, columns=options.count, separate_channels=trained.stacked)
+
+
+def _batches(options: SampleOptions, trained: TrainedGenerator, labels: list[int]) -> Iterator[Tensor]:
+    """Images of one class after another, or of random ones."""
+    for label in labels or (None,):
+        yield from trained.batches(options.count, options.seed, label, truncation=options.truncation)
+
+
+def _interpolate(options: SampleOptions, trained: TrainedGenerator, labels: list[int], steps: int) -> None:
     import torch
     from PIL import Image
 
@@ -123,10 +152,13 @@ def _interpolate(options: SampleOptions, trained: TrainedGenerator, steps: int) 
     device = next(trained.module.parameters()).device
     rng = torch.Generator().manual_seed(options.seed)
     starts, stops = (options.truncation * latents(2 * options.count, trained.latent_dim, rng, device)).chunk(2)
-    frames = generate(trained.module, spherical(starts, stops, steps))
+    walk = spherical(starts, stops, steps).repeat(1, max(1, len(labels)), 1)
+    wanted = [label for label in labels for _ in range(options.count)]
+    rows = trained.labels(walk.shape[1], options.seed, wanted or None)
+    frames = generate(trained.module, walk if rows is None else ((z, rows.to(device)) for z in walk))
     if options.path.suffix.lower() == ".png":
-        rows = torch.stack([frame.cpu() for frame in frames], dim=1)
-        save_png(grid(rows.flatten(0, 1), columns=steps), options.path)
+        table = torch.stack([frame.cpu() for frame in frames], dim=1)
+        save_png(grid(table.flatten(0, 1), columns=steps), options.path)
         return
     pictures = [Image.fromarray(grid(frame.cpu()).numpy()) for frame in frames]
     # There and back, so that the film has no jump.

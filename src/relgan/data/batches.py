@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,23 @@ log = logging.getLogger("relgan")
 
 _COPY_ROWS = 4096
 _FLIP_STREAM = 1
+
+
+class Batch(NamedTuple):
+    """Real images as the networks see them.
+
+    Attributes:
+        images: float32 (N, C, H, W) in [−1, 1], channels_last, on the training device.
+        labels: int64 (N,) beside them; None where the networks see none.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+
+    @property
+    def condition(self) -> tuple[Tensor, ...]:
+        """What the networks are given besides latents or images."""
+        return () if self.labels is None else (self.labels,)
 
 
 class Sampler:
@@ -84,24 +101,33 @@ class Sampler:
 
 
 class Batches:
-    """Real images as the networks see them.
+    """The batches of a run, one after another.
 
     Args:
         store: the data set.
         sampler: gives the indices.
         device: where batches are needed.
         hflip: mirror each image with probability one half.
+        labels: whether batches carry them.
         residence: "device" keeps the whole uint8 data set on ``device``; "host" leaves it in the memory map;
             "auto" takes the device when it is a GPU and at most half of its free memory is needed.
     """
 
     def __init__(
-        self, store: PackedStore, sampler: Sampler, device: torch.device, hflip: bool, residence: str = "auto"
+        self,
+        store: PackedStore,
+        sampler: Sampler,
+        device: torch.device,
+        hflip: bool,
+        *,
+        labels: bool = False,
+        residence: str = "auto",
     ) -> None:
         self.sampler, self.device, self.hflip = sampler, device, hflip
         if residence == "auto":
             residence = "device" if _fits(store, device) else "host"
         self._host = store.images
+        self._labels = torch.from_numpy(store.labels.copy()) if labels and store.labels is not None else None
         self._resident = _to_device(store, device) if residence == "device" else None
 
     @classmethod
@@ -111,10 +137,9 @@ class Batches:
         """This rank's part of batches of ``batch_size`` images."""
         own = batch_size // world_size()
         sampler = Sampler(len(store), own, options.sampling, seed, rank(), world_size())
-        return cls(store, sampler, device, options.hflip, options.residence)
+        return cls(store, sampler, device, options.hflip, labels=options.labels, residence=options.residence)
 
-    def next(self) -> Tensor:
-        """float32 (N, C, H, W) in [−1, 1], channels_last, on the device."""
+    def next(self) -> Batch:
         position = self.sampler.drawn
         indices = self.sampler.next()
         if self._resident is not None:
@@ -124,7 +149,8 @@ class Batches:
             images = self._sent(images)
         if self.hflip:
             images = self._mirror_some(images, position)
-        return to_float(images.permute(0, 3, 1, 2))
+        labels = None if self._labels is None else self._sent(self._labels[indices])
+        return Batch(to_float(images.permute(0, 3, 1, 2)), labels)
 
     def _mirror_some(self, images: Tensor, position: int) -> Tensor:
         # Seeded by the position: reproducible after a resume, and the same however many ranks share the batch.

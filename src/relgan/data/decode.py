@@ -89,7 +89,7 @@ def whole(data: bytes) -> Image.Image:
 
 
 @_distrusting()
-def square(data: bytes, size: int, crop: int | None = None) -> NDArray[np.uint8]:
+def square(data: bytes, size: int, crop: float | None = None) -> NDArray[np.uint8]:
     """The centred square of an image, resized with antialiasing.
 
     A JPEG at least twice too large is decoded at a half, a quarter or an eighth, never below ``size``, and
@@ -98,7 +98,7 @@ def square(data: bytes, size: int, crop: int | None = None) -> NDArray[np.uint8]
     Args:
         data: a JPEG, PNG, WebP, BMP, GIF, TIFF or PNM file of any mode; of an animation, the first frame.
         size: side of the result.
-        crop: side of the square, at most the image's shorter side; None: the shorter side.
+        crop: side of the square, pixels, at most the image's shorter side; up to 1 a share of that; None: all of it.
 
     Returns:
         uint8 [size, size, 3], upright where EXIF tells the orientation.
@@ -108,7 +108,8 @@ def square(data: bytes, size: int, crop: int | None = None) -> NDArray[np.uint8]
     """
     image = _open(io.BytesIO(data))
     width, height = image.size
-    side = min(width, height, crop or width)
+    shorter = min(width, height)
+    side = shorter if crop is None else max(1, round(shorter * crop)) if crop <= 1 else min(shorter, round(crop))
     scale = 1.0
     orientation = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     if image.format == "JPEG":

@@ -49,6 +49,9 @@ def store_path(options: DatasetOptions) -> Path:
     values = {name: value for name, value in asdict(options).items() if name not in _LEAVE_IMAGES_ALONE}
     if not registered.facts.splits:
         del values["split"]
+    # Where there are always labels, the store has them whether or not they are used.
+    if registered.facts.labels or not options.labels:
+        del values["labels"]
     source = identity(locate(options.path)) if options.path else None
     key = {"format": FORMAT, "options": values, "source": source, "code": registered.code}
     return keyed(_FOLDER, f"{options.name}-{options.image_size}", key)
@@ -69,8 +72,7 @@ def prepare(options: DatasetOptions, *, progress: bool = True) -> PackedStore:
         ConfigError: an option names nothing usable.
         RelganError: nothing could be prepared; or the cache cannot be written.
     """
-    if options.split in ("valid", "test") and not DATASETS[options.name].facts.splits:
-        raise ConfigError("dataset.split", f"{options.name} has no {options.split} split; use all")
+    _check_facts(options)
     path = store_path(options)
     try:
         store = load_or_make(path, PackedStore.open, lambda path: _make(path, options, progress))
@@ -79,8 +81,17 @@ def prepare(options: DatasetOptions, *, progress: bool = True) -> PackedStore:
             f"cannot write prepared data to {path.parent} ({error}); "
             "the environment variable RELGAN_CACHE chooses another place"
         ) from error
-    _check_count(store, options)
+    _check_store(store, options)
     return store
+
+
+def _check_facts(options: DatasetOptions) -> None:
+    facts = DATASETS[options.name].facts
+    if options.split in ("valid", "test") and not facts.splits:
+        raise ConfigError("dataset.split", f"{options.name} has no {options.split} split; use all")
+    if options.labels and facts.labels is False:
+        able = ", ".join(name for name, entry in DATASETS.items() if entry.facts.labels is not False)
+        raise ConfigError("dataset.labels", f"{options.name} has no labels (these have: {able})")
 
 
 def _make(path: Path, options: DatasetOptions, progress: bool) -> PackedStore:
@@ -92,7 +103,9 @@ def _make(path: Path, options: DatasetOptions, progress: bool) -> PackedStore:
         return pack(source, path, options.image_size, options.num_images, meta, progress)
 
 
-def _check_count(store: PackedStore, options: DatasetOptions) -> None:
+def _check_store(store: PackedStore, options: DatasetOptions) -> None:
+    if options.labels and store.labels is None:
+        raise ConfigError("dataset.labels", f"{options.name} has no labels")
     if len(store) < options.min_images:
         raise ConfigError(
             "dataset.min_images",
@@ -117,8 +130,9 @@ def pack(source: Source, path: Path, size: int, count: int | None, meta: dict[st
 
     Raises:
         ConfigError: no image could be used.
-        RelganError: the source gives something else than images, or a process that reads it ends early.
+        RelganError: the source gives something else than images and labels, or a process that reads it ends early.
     """
+    _check_labels(source)
     indices = fixed_subset(len(source), count)
     skipped: Counter[str] = Counter(source.dropped)
     named: list[str] = []
@@ -134,6 +148,8 @@ def pack(source: Source, path: Path, size: int, count: int | None, meta: dict[st
         if writer.count == 0:
             reason = f": {_counts(skipped)}" if skipped else ""
             raise ConfigError("dataset.path", f"dataset={meta['name']} has no usable images{reason}")
+        if source.classes:
+            meta = {"classes": list(source.classes), **meta}
         store = writer.finish(preprocessing=source.preprocessing, skipped=dict(skipped), **source.facts, **meta)
     log.info(
         "%s: %d images kept, %s; %.1f s, %.1f MB in %s",
@@ -144,7 +160,20 @@ def pack(source: Source, path: Path, size: int, count: int | None, meta: dict[st
         store.size_on_disk / 1e6,
         store.path,
     )
+    if source.classes:
+        sizes = [f"{name} {size}" for name, size in zip(store.classes, store.class_counts, strict=True)]
+        more = [] if len(sizes) <= _MAX_NAMED else ["…"]
+        log.info("%d classes: %s", len(sizes), ", ".join(sizes[:_MAX_NAMED] + more))
     return store
+
+
+def _check_labels(source: Source) -> None:
+    if source.labels is None:
+        return
+    count = len(source.classes) or np.inf
+    if ((source.labels < 0) | (source.labels >= count)).any():
+        expected = f"0 … {count - 1}, the numbers of its classes" if source.classes else "0 or more"
+        raise RelganError(f"{type(source).__name__}.labels must be {expected}")
 
 
 def _counts(skipped: Counter[str]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 
 from relgan.data.archives import Entry, Files
 from relgan.data.decode import square
-from relgan.options import option
+from relgan.options import ConfigError, option
 from relgan.registry import DatasetOptions
 
 _STACKED_SEED = 0
@@ -27,7 +29,8 @@ class Source(ABC):
     cannot be pickled, one process reads everything.
 
     Attributes:
-        labels: int64 [N], or None.
+        labels: class of each image, int64 [N] from 0; or None.
+        classes: names of the classes, where numbers would not do.
         channels: of every image.
         preprocessing: what happens to an image, for people.
         parallel: whether reading one costs enough to share the work between processes.
@@ -36,6 +39,7 @@ class Source(ABC):
     """
 
     labels: NDArray[np.int64] | None = None
+    classes: Sequence[str] = ()
     channels = 3
     preprocessing = ""
     parallel = True
@@ -61,13 +65,21 @@ class ArraySource(Source):
         images: uint8 [N, h, w, C], C = 1 or 3.
         labels: [N], or None.
         size: side of the square images it gives, pixels.
+        classes: names of the labels.
     """
 
     parallel = False
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.integer[Any]] | None, size: int) -> None:
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.integer[Any]] | None,
+        size: int,
+        classes: Sequence[str] = (),
+    ) -> None:
         self._images, self._size = images, size
         self.labels = None if labels is None else labels.astype(np.int64)
+        self.classes = classes
         self.channels = images.shape[3]
         self.preprocessing = f"{images.shape[1]}×{images.shape[2]} resized to {size}×{size}, bicubic"
 
@@ -112,11 +124,27 @@ class StackedSource(Source):
 
 
 class FolderSource(Source):
-    """Image files below directories or in zip archives: converted to RGB, cut square, resized."""
+    """Image files below directories or in zip archives: converted to RGB, cut square, resized.
 
-    def __init__(self, files: Files, entries: list[Entry], size: int, crop: int | None) -> None:
+    Args:
+        files: where they are.
+        entries: which are used.
+        size: side of the square images it gives, pixels.
+        crop: side of the square that is cut out, pixels or a share (relgan.data.decode.square).
+        labelled: classes are the folders that hold the images, in natural order (2 before 10).
+
+    Raises:
+        ConfigError: there are fewer than two such folders, or an image lies outside.
+    """
+
+    def __init__(
+        self, files: Files, entries: list[Entry], size: int, crop: float | None, *, labelled: bool = False
+    ) -> None:
         self._files, self._entries, self._size, self._crop = files, entries, size, crop
-        cut = f"centred {crop}×{crop}" if crop else "largest centred square"
+        if labelled:
+            self.labels, self.classes = _folders(entries)
+        part = "" if crop is None else f"{crop:.0%} of the " if crop <= 1 else f"{crop:g} pixels of the "
+        cut = f"{part}largest centred square"
         self.preprocessing = f"RGB, {cut}, resized to {size}×{size}, bicubic with antialiasing"
 
     def __len__(self) -> int:
@@ -127,6 +155,26 @@ class FolderSource(Source):
 
     def name(self, index: int) -> str:
         return self._entries[index][1]
+
+
+def _folders(entries: list[Entry]) -> tuple[NDArray[np.int64], list[str]]:
+    """Which folder each file lies in, and their names below the one that holds them all."""
+    paths = [tuple(name.split("/")[:-1]) for _, name in entries]
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*set(paths), strict=False)))
+    own = ["/".join(path[shared:]) for path in paths]
+    names = sorted(set(own), key=_natural)
+    if len(names) < 2:
+        raise ConfigError("dataset.labels", "needs a folder of images for each class, and all images lie in one")
+    if "" in names:
+        outside = entries[own.index("")][1]
+        raise ConfigError("dataset.labels", f"{outside} lies beside the folders, which are the classes")
+    number = {name: label for label, name in enumerate(names)}
+    return np.array([number[name] for name in own]), names
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

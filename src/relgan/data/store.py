@@ -30,7 +30,7 @@ class PackedStore:
     Attributes:
         images: uint8 [N, H, W, C] memory map.
         labels: int64 [N], or None.
-        meta: name, num_images, height, width, channels, fingerprint, preprocessing, split, skipped, seconds …
+        meta: name, num_images, height, width, channels, fingerprint, preprocessing, split, skipped, seconds, classes …
         path: the directory.
     """
 
@@ -63,6 +63,21 @@ class PackedStore:
     @property
     def image_size(self) -> int:
         return int(self.images.shape[1])
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Images of each class; empty without labels."""
+        if self.labels is None:
+            return []
+        counts: list[int] = np.bincount(self.labels, minlength=len(self.meta.get("classes", ()))).tolist()
+        return counts
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes: those in ``meta``, or else numbers of one length, such as 000 … 999."""
+        count = len(self.class_counts)
+        width = len(str(count - 1))
+        return list(self.meta.get("classes") or (f"{label:0{width}}" for label in range(count)))
 
     @property
     def fingerprint(self) -> str:

@@ -45,11 +45,13 @@ class ScoreCard:
         family: which facts of the protocol tell whether two of its values may be compared: "features" has those of
             the extractor and of the number of images, any other name those that begin with it.
         suits: whether the score makes sense for a data set; elsewhere it is left out.
+        conditional: whether it judges only generators that are asked for classes; it is left out of other runs.
     """
 
     keys: tuple[Key, ...] = ()
     family: str = FEATURES
     suits: Callable[[DatasetCard], bool] = lambda dataset: True
+    conditional: bool = False
 
 
 register_score(
@@ -100,6 +102,21 @@ register_score(
         ),
         family="modes",
         suits=lambda dataset: dataset.stacked,
+    ),
+)
+register_score(
+    "label_agreement",
+    None,
+    "relgan.metrics.scores.agreement:LabelAgreement",
+    about="share of the images in which a classifier sees the digits that were asked for",
+    facts=ScoreCard(
+        keys=(
+            Key("label_agreement", "Label agreement", "max"),
+            Key("label_agreement_real", "Label agreement of real images"),
+        ),
+        family="label_agreement",
+        suits=lambda dataset: dataset.digits > 0,
+        conditional=True,
     ),
 )
 register_score(

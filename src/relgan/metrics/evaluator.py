@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Generator, Hashable, Iterable
+from collections.abc import Generator, Hashable, Iterable, Sequence
 from contextlib import closing
 from functools import cached_property
 from typing import Any
@@ -16,16 +16,17 @@ from torchmetrics import Metric
 
 from relgan.config import MetricsConfig
 from relgan.data import PackedStore
+from relgan.data.store import fixed_subset
 from relgan.distributed import largest, rank, world_size
 from relgan.environment import versions
 from relgan.images import grid
-from relgan.metrics.catalogue import card_of
+from relgan.metrics.catalogue import ScoreCard, card_of
 from relgan.metrics.extractors import Extractor, Extractors, home, own_options, own_values
 from relgan.metrics.reference import Images, StoreImages, real_statistics
 from relgan.metrics.scores import Batch, Score
 from relgan.metrics.scores.manifold import Neighbours
 from relgan.metrics.statistics import RealStatistics
-from relgan.networks.sampling import UNSCORABLE, sample_images
+from relgan.networks.sampling import UNSCORABLE, draw_labels, sample_images
 from relgan.options import first_line
 from relgan.registry import DATASETS, SCORES, DatasetOptions
 
@@ -35,7 +36,7 @@ log = logging.getLogger("relgan")
 
 
 class Evaluator:
-    """Scores generators against one set of real images, always with the same latents.
+    """Scores generators against one set of real images, always with the same latents and labels.
 
     Every rank of a distributed job calls :meth:`evaluate` and gets the same scores.
 
@@ -44,11 +45,12 @@ class Evaluator:
         dataset: the real images' options; they decide which networks and scores make sense.
         real: the real images.
         latent_dim: of the generators.
-        seed: of the latents.
+        seed: of the latents and labels.
         device: of the feature networks.
+        class_counts: real images of each class, which the generators are asked for as often; empty: they have none.
 
     Attributes:
-        scores: those computed; what makes no sense for this data set is left out.
+        scores: those computed; what makes no sense for this data set or these generators is left out.
 
     Raises:
         ConfigError: the weights of a network that the scores need cannot be had. Nothing is deferred to the
@@ -64,12 +66,13 @@ class Evaluator:
         latent_dim: int,
         seed: int,
         device: torch.device,
+        class_counts: Sequence[int] = (),
     ) -> None:
         self.config, self.latent_dim, self.seed, self.device = config, latent_dim, seed, device
+        self.class_counts = class_counts
         self.real: Images = StoreImages(real) if isinstance(real, PackedStore) else real
         self._extractors = Extractors(config, dataset, device)
-        suiting = [name for name in config.scores if card_of(name).suits(DATASETS[dataset.name].facts)]
-        built = [self._build(name) for name in suiting]
+        built = [self._build(name) for name in config.scores if self._suits(card_of(name), dataset)]
         self.scores = [score for score in built if isinstance(score, Score)]
         self._neighbours = next((picture for picture in built if isinstance(picture, Neighbours)), None)
         self._accumulators: dict[Score, Metric] = {}
@@ -77,6 +80,9 @@ class Evaluator:
         self._feeding: dict[Extractor | None, list[Score]] = {}
         self._prepare_accumulators()
         self._warned: set[str] = set()
+
+    def _suits(self, card: ScoreCard, dataset: DatasetOptions) -> bool:
+        return card.suits(DATASETS[dataset.name].facts) and (bool(self.class_counts) or not card.conditional)
 
     def _build(self, name: str) -> Score | Neighbours:
         options = own_options(self.config, name, SCORES[name].options)
@@ -109,11 +115,32 @@ class Evaluator:
             batch_size=self.config.batch_size,
         )
 
+    @cached_property
+    def _accumulated_real(self) -> dict[Score, Any]:
+        """Of the scores that look at real images, what they accumulate of those; at first use."""
+        return {score: self._accumulate_real(score) for score in self.scores if score.looks_at_real}
+
+    def _accumulate_real(self, score: Score) -> Any:
+        accumulator = score.accumulator().to(home(self.device))
+        indices = fixed_subset(len(self.real), self.config.reference_images)
+        labels = None if self.real.labels is None else torch.from_numpy(self.real.labels[indices])
+        start = 0
+        for images in self.real.batches(indices, self.config.batch_size):
+            score.update(accumulator, self._batch(images, score.extractor, start, labels))
+            start += len(images)
+        # Every rank sees all images here, so nothing is to be reduced.
+        accumulator.sync_on_compute = False
+        return accumulator.compute()
+
+    def _labels(self, count: int) -> Tensor | None:
+        """The classes of the first ``count`` generated images, int64 (count,)."""
+        return draw_labels(self.class_counts, count, self.seed) if self.class_counts else None
+
     def evaluate(self, generator: nn.Module) -> dict[str, float]:
         """Scores of a generator under their full keys.
 
         Raises:
-            ValueError: the generator returned values that are not finite, outside [−1, 1], or of another size.
+            ValueError: the generator returned values that are not finite, or images of another size.
         """
         if not self.scores:
             return {}
@@ -122,7 +149,7 @@ class Evaluator:
         starts = range(rank() * size, wanted, world_size() * size)
         # Closed, so that an evaluation broken off has given the generator its mode and buffers back.
         with closing(self._sample(generator, wanted, rank(), world_size())) as images:
-            return self.score(zip(starts, images, strict=True))
+            return self.score(zip(starts, images, strict=True), self._labels(wanted))
 
     def _sample(self, generator: nn.Module, count: int, rank: int, world_size: int) -> Generator[Tensor, None, None]:
         batches = sample_images(
@@ -130,6 +157,7 @@ class Evaluator:
             count,
             latent_dim=self.latent_dim,
             seed=self.seed,
+            labels=self._labels(count),
             batch_size=self.config.batch_size,
             mode=self.config.generator_mode,
             rank=rank,
@@ -143,19 +171,25 @@ class Evaluator:
                 yield images
 
     @torch.no_grad()
-    def score(self, batches: Iterable[tuple[int, Tensor]]) -> dict[str, float]:
-        """Scores of a stream of (position in the whole stream, uint8 images (n, C, H, W)); this rank's part of it.
+    def score(self, batches: Iterable[tuple[int, Tensor]], labels: Tensor | None = None) -> dict[str, float]:
+        """Scores of a stream of images, under their full keys.
 
         A score that is not defined for these images, or not finite, is left out with a warning.
+
+        Args:
+            batches: (position in the whole stream, uint8 images (n, C, H, W)); this rank's part of it.
+            labels: the classes asked for, int64, of the whole stream.
         """
         problem: Exception | None = None
         try:
             for score in self.scores:
                 if self.reference is not None:
                     score.real = self.reference
+                if score.looks_at_real:
+                    score.accumulated_real = self._accumulated_real[score]
                 self._accumulators[score].reset()
             for start, images in batches:
-                self._look(images, start)
+                self._look(images, start, labels)
         except UNSCORABLE as error:
             problem = error
         # Together, because ranks that went on would wait for the others' statistics.
@@ -166,18 +200,24 @@ class Evaluator:
             results |= self._compute(score)
         return results
 
-    def _look(self, images: Tensor, start: int) -> None:
+    def _look(self, images: Tensor, start: int, labels: Tensor | None) -> None:
         """Show a batch to each network once, and to every score that wants that many images."""
         for extractor, scores in self._feeding.items():
             count = max(score.images for score in scores) - start
             if count <= 0:
                 continue
-            seen = images[:count].to(self.device)
-            nothing = torch.zeros(len(seen), 0, device=seen.device)
-            batch = Batch(seen, *((nothing, nothing) if extractor is None else extractor(seen)), start)
+            batch = self._batch(images[:count], extractor, start, labels)
             for score in scores:
                 if start < score.images:
                     score.update(self._accumulators[score], batch.first(score.images - start))
+
+    def _batch(self, images: Tensor, extractor: Extractor | None, start: int, labels: Tensor | None) -> Batch:
+        """``labels``: of the whole stream."""
+        images = images.to(self.device)
+        nothing = torch.zeros(len(images), 0, device=images.device)
+        features, logits = (nothing, nothing) if extractor is None else extractor(images)
+        own = None if labels is None else labels[start : start + len(images)].to(features.device)
+        return Batch(images, features, logits, start, own)
 
     def _compute(self, score: Score) -> dict[str, float]:
         name = score.options.name

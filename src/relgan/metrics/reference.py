@@ -34,11 +34,13 @@ class Images(Protocol):
         fingerprint: changes with any pixel.
         size: height and width, of the first where they differ.
         meta: facts about them for the protocol (name, split, preprocessing).
+        labels: int64 [N], or None.
     """
 
     fingerprint: str
     size: tuple[int, ...]
     meta: dict[str, Any]
+    labels: NDArray[np.int64] | None
 
     def __len__(self) -> int: ...
 
@@ -54,6 +56,7 @@ class StoreImages:
         self.fingerprint = store.fingerprint
         self.size = store.images.shape[1:3]
         self.meta = {key: store.meta.get(key) for key in ("name", "split", "preprocessing")}
+        self.labels = store.labels
 
     def __len__(self) -> int:
         return len(self.store)
@@ -73,6 +76,8 @@ class Pictures:
     Raises:
         ConfigError: nothing is there, or no image file is in it.
     """
+
+    labels: NDArray[np.int64] | None = None
 
     def __init__(self, path: str, option: str) -> None:
         self._files, self._entries = image_files(path, option)

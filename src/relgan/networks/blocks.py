@@ -1,10 +1,11 @@
-"""What the networks are made of: convolutions with their initialisation and spectral norm, hidden layers."""
+"""What the networks are made of: convolutions with their initialisation and spectral norm, hidden layers, labels."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,10 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 
 from relgan.builtin import ConvOptions
 from relgan.distributed import global_mean, is_distributed, world_size
+
+STD = 0.02  # of the weights at the start
+
+LayerT = TypeVar("LayerT", bound=nn.Conv2d | nn.ConvTranspose2d | nn.Embedding)
 
 
 class SpectralNorm(_SpectralNorm):
@@ -68,6 +73,20 @@ def local_batch_norm(network: nn.Module) -> Iterator[None]:
             norm.synchronised = True
 
 
+class ResizeConv(nn.Conv2d):
+    """Nearest-neighbour enlargement by 2, then a 3×3 convolution with padding 1, at 4/9 of their multiplications.
+
+    Of the nine pixels under the kernel only four differ. So it is a transposed convolution, of a 4×4 kernel that sums
+    the weights which meet the same pixel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = nn.functional.pad(self.weight.flip(2, 3), (1, 1, 1, 1))
+        rows = weight[:, :, :-1] + weight[:, :, 1:]
+        kernel = (rows[..., :-1] + rows[..., 1:]).transpose(0, 1)
+        return nn.functional.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+
+
 @dataclass(frozen=True)
 class Layers:
     """How one network's convolutions and hidden layers are made."""
@@ -108,8 +127,7 @@ class Layers:
     def up(self, channels_in: int, channels_out: int) -> nn.Module:
         """Double the height and width."""
         if self.resize:
-            conv = self.conv(channels_in, channels_out, kernel=3, stride=1, padding=1)
-            return nn.Sequential(nn.Upsample(scale_factor=2.0, mode="nearest"), conv)
+            return self._finish(ResizeConv(channels_in, channels_out, 3, padding=1, bias=self.bias))
         return self.conv_transposed(channels_in, channels_out, kernel=4, stride=2, padding=1)
 
     def hidden(self, conv: nn.Module, channels: int, *, norm: bool = True) -> nn.Sequential:
@@ -126,12 +144,18 @@ class Layers:
         return norm
 
     def _finish(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
-        nn.init.normal_(conv.weight, 0.0, 0.02)
+        nn.init.normal_(conv.weight, 0.0, STD)
+        # The axis of the output channels, which a transposed convolution keeps second.
+        return self._normalised(conv, dim=1 if isinstance(conv, nn.ConvTranspose2d) else 0)
+
+    def _normalised(self, layer: LayerT, dim: int) -> LayerT:
         if self.spectral_norm:
-            # The axis of the output channels, which a transposed convolution keeps second.
-            dim = 1 if isinstance(conv, nn.ConvTranspose2d) else 0
-            parametrize.register_parametrization(conv, "weight", SpectralNorm(conv.weight, dim=dim))
-        return conv
+            parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight, dim=dim))
+        return layer
+
+    def embedding(self, classes: int, channels: int) -> nn.Embedding:
+        """The vectors of the classes for :func:`projected`."""
+        return self._normalised(class_embedding(classes, channels, STD), dim=0)
 
 
 def _batch_norm(model: ConvOptions, spectral_norm: bool) -> type[nn.BatchNorm2d] | None:
@@ -142,3 +166,38 @@ def _batch_norm(model: ConvOptions, spectral_norm: bool) -> type[nn.BatchNorm2d]
 
 def _activation(name: str, default: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return {"default": default, "selu": lambda: nn.SELU(inplace=True), "tanh": nn.Tanh}[name]
+
+
+def class_embedding(classes: int, size: int, std: float) -> nn.Embedding:
+    """A vector for each class, from N(0, std²·I)."""
+    embedding = nn.Embedding(classes, size)
+    nn.init.normal_(embedding.weight, 0.0, std)
+    return embedding
+
+
+def embedded(embedding: nn.Embedding | None, labels: Tensor | None) -> Tensor | None:
+    """The vectors (N, D) of labels int64 (N,); None in a network without classes.
+
+    Raises:
+        ValueError: a network with classes got no labels, or one without them did.
+    """
+    if (embedding is None) != (labels is None):
+        raise ValueError("the network has no classes" if embedding is None else "the network needs labels")
+    vectors: Tensor | None = None if embedding is None else embedding(labels)
+    return vectors
+
+
+def joined(z: Tensor, embedding: nn.Embedding | None, labels: Tensor | None) -> Tensor:
+    """Latents (N, D), followed by the vectors of their labels where there are classes."""
+    vectors = embedded(embedding, labels)
+    return z if vectors is None else torch.cat([z, vectors], dim=1)
+
+
+def projected(logits: Tensor, features: Tensor, embedding: nn.Embedding | None, labels: Tensor | None) -> Tensor:
+    """Logits (N,) plus ⟨e_y, Σ φ⟩, the projection of Miyato & Koyama 2018, where there are classes.
+
+    Args:
+        features: φ(x), (N, C, H, W), what the last layer saw; summed over the pixels.
+    """
+    vectors = embedded(embedding, labels)
+    return logits if vectors is None else logits + (features.sum((2, 3)) * vectors).sum(1)

@@ -2,6 +2,9 @@
 
 Miyato et al. 2018 (table 3), as Jolicoeur-Martineau 2018 uses it. Widths are
 multiples of h (64 in the papers); convolutions have biases.
+
+With classes the generator's z is followed by a vector of the label, as long as z and like it from N(0, I) at the start;
+the critic adds a projection (Miyato & Koyama 2018).
 """
 
 from __future__ import annotations
@@ -11,32 +14,37 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from relgan.builtin import ConvOptions
-from relgan.networks.blocks import Layers
+from relgan.networks.blocks import STD, Layers, class_embedding, joined, projected
 
 LEAK = 0.1
 
 
 class Generator(nn.Module):
-    """(N, latent_dim) to images (N, channels, 32, 32) in [−1, 1]."""
+    """(N, latent_dim) and labels int64 (N,), if there are classes, to images (N, channels, 32, 32) in [−1, 1]."""
 
-    def __init__(self, model: ConvOptions, channels: int) -> None:
+    def __init__(self, model: ConvOptions, channels: int, classes: int) -> None:
         super().__init__()
         layers = Layers.of_generator(model, bias=True)
         widths = [model.width * factor for factor in (8, 4, 2, 1)]
-        self.first = nn.Linear(model.latent_dim, widths[0] * 4 * 4)
+        dims = model.latent_dim
+        self.embedding = nn.Embedding(classes, dims) if classes else None
+        self.first = nn.Linear(2 * dims if classes else dims, widths[0] * 4 * 4)
         blocks = [layers.hidden(layers.up(narrow, wide), wide) for narrow, wide in pairwise(widths)]
         last = layers.conv(widths[-1], channels, kernel=3, stride=1, padding=1)
         self.body = nn.Sequential(*blocks, last, nn.Tanh())
 
-    def forward(self, z: Tensor) -> Tensor:
-        images: Tensor = self.body(self.first(z).unflatten(1, (-1, 4, 4)))
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        images: Tensor = self.body(self.first(joined(z, self.embedding, labels)).unflatten(1, (-1, 4, 4)))
         return images
 
 
 class Critic(nn.Module):
-    """Images (N, channels·pack, 32, 32) to logits (N,). Spectral norm covers the convolutions only."""
+    """Images (N, channels·pack, 32, 32) and labels int64 (N,), if there are classes, to logits (N,).
 
-    def __init__(self, model: ConvOptions, channels: int) -> None:
+    Spectral norm covers the convolutions only: neither the last layer nor the projection.
+    """
+
+    def __init__(self, model: ConvOptions, channels: int, classes: int) -> None:
         super().__init__()
         layers = Layers.of_critic(model, bias=True, slope=LEAK)
         widths = [model.width * factor for factor in (1, 1, 2, 2, 4, 4, 8)]
@@ -49,11 +57,13 @@ class Critic(nn.Module):
             channels_in = width
         self.body = nn.Sequential(*blocks)
         self.last = nn.Linear(widths[-1] * 4 * 4, 1)
+        self.embedding = class_embedding(classes, widths[-1], STD) if classes else None
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.last(self.body(images).flatten(1))
-        return logits.reshape(len(images))
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        features = self.body(images)
+        logits = self.last(features.flatten(1)).reshape(len(images))
+        return projected(logits, features, self.embedding, labels)
 
 
-def build(options: ConvOptions, image_size: int, channels: int) -> tuple[nn.Module, nn.Module]:
-    return Generator(options, channels), Critic(options, channels)
+def build(options: ConvOptions, image_size: int, channels: int, classes: int = 0) -> tuple[nn.Module, nn.Module]:
+    return Generator(options, channels, classes), Critic(options, channels, classes)

@@ -1,7 +1,10 @@
-"""DCGAN at 32, 64, 128 or 256 pixels (Radford et al. 2015, as Jolicoeur-Martineau 2018 uses it).
+"""DCGAN at 16, 32, 64, 128 or 256 pixels (Radford et al. 2015, as Jolicoeur-Martineau 2018 uses it).
 
 With size S, width h and m = S/8 the feature maps are 4×4×h·m at the narrow end and S/2×S/2×h at the wide one;
 each layer halves or doubles both. All convolutions are without bias.
+
+With classes the generator's z is followed by a vector of the label, as long as z and like it from N(0, I) at the start;
+the critic adds a projection (Miyato & Koyama 2018) under the spectral norm of the convolutions.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from relgan.builtin import ConvOptions
-from relgan.networks.blocks import Layers
+from relgan.networks.blocks import Layers, joined, projected
 
 LEAK = 0.2
 
@@ -27,30 +30,32 @@ def _widths(model: ConvOptions, image_size: int) -> list[int]:
 
 
 class Generator(nn.Module):
-    """(N, latent_dim) to images (N, channels, S, S) in [−1, 1].
+    """(N, latent_dim) and labels int64 (N,), if there are classes, to images (N, channels, S, S) in [−1, 1].
 
     The first layer spreads z over 4×4 pixels; ``model.upsample=resize`` replaces those after it.
     """
 
-    def __init__(self, model: ConvOptions, image_size: int, channels: int) -> None:
+    def __init__(self, model: ConvOptions, image_size: int, channels: int, classes: int) -> None:
         super().__init__()
         layers = Layers.of_generator(model, bias=False)
         widths = _widths(model, image_size)
-        first = layers.conv_transposed(model.latent_dim, widths[0], kernel=4, stride=1, padding=0)
+        dims = model.latent_dim
+        self.embedding = nn.Embedding(classes, dims) if classes else None
+        first = layers.conv_transposed(2 * dims if classes else dims, widths[0], kernel=4, stride=1, padding=0)
         blocks = [layers.hidden(first, widths[0])]
         for narrow, wide in pairwise(widths):
             blocks.append(layers.hidden(layers.up(narrow, wide), wide))
         self.body = nn.Sequential(*blocks, layers.up(widths[-1], channels), nn.Tanh())
 
-    def forward(self, z: Tensor) -> Tensor:
-        images: Tensor = self.body(z[:, :, None, None])
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        images: Tensor = self.body(joined(z, self.embedding, labels)[:, :, None, None])
         return images
 
 
 class Critic(nn.Module):
-    """Images (N, channels·pack, S, S) to logits (N,)."""
+    """Images (N, channels·pack, S, S) and labels int64 (N,), if there are classes, to logits (N,)."""
 
-    def __init__(self, model: ConvOptions, image_size: int, channels: int) -> None:
+    def __init__(self, model: ConvOptions, image_size: int, channels: int, classes: int) -> None:
         super().__init__()
         layers = Layers.of_critic(model, bias=False, slope=LEAK)
         widths = _widths(model, image_size)[::-1]
@@ -60,11 +65,13 @@ class Critic(nn.Module):
             conv = layers.conv(wide, narrow, kernel=4, stride=2, padding=1)
             blocks.append(layers.hidden(conv, narrow))
         self.body = nn.Sequential(*blocks, layers.conv(widths[-1], 1, kernel=4, stride=1, padding=0))
+        self.embedding = layers.embedding(classes, widths[-1]) if classes else None
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.body(images)
-        return logits.reshape(len(images))
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        features = self.body[:-1](images)
+        logits = self.body[-1](features).reshape(len(images))
+        return projected(logits, features, self.embedding, labels)
 
 
-def build(options: ConvOptions, image_size: int, channels: int) -> tuple[nn.Module, nn.Module]:
-    return Generator(options, image_size, channels), Critic(options, image_size, channels)
+def build(options: ConvOptions, image_size: int, channels: int, classes: int = 0) -> tuple[nn.Module, nn.Module]:
+    return Generator(options, image_size, channels, classes), Critic(options, image_size, channels, classes)

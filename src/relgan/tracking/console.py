@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -65,3 +66,13 @@ class ProgressBar:
 def training_line(values: Mapping[str, float]) -> str:
     """The newest losses and speed in one short text."""
     return "D {train/loss_d:.3f}  G {train/loss_g:.3f}  {train/images_per_second:,.0f} img/s".format_map(values)
+
+
+def ending_line(seconds: float) -> str:
+    """When something ends that takes ``seconds`` more, and how long that is."""
+    now = datetime.now()
+    end = now + timedelta(seconds=seconds)
+    clock = end.strftime("%H:%M" if end.date() == now.date() else "%a %d %b %H:%M")
+    minutes = round(seconds / 60)
+    left = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "a minute"
+    return f"ends at about {clock}, in {left}"

@@ -16,13 +16,14 @@ from relgan.rundir import previous
 
 log = logging.getLogger("relgan")
 
-FORMAT = 2
+FORMAT = 3
 KEYS = (
-    # The run: its configuration, the colour channels and the fingerprint of its images, its W&B run, and which of
-    # its parts come from whose code.
-    *("format", "config", "channels", "data_fingerprint", "tracker_run_id", "foreign"),
+    # The run: its configuration, the colour channels, classes (names and sizes) and fingerprint of its images, its W&B
+    # run, and which of its parts come from whose code.
+    *("format", "config", "channels", "classes", "class_counts", "data_fingerprint", "tracker_run_id", "foreign"),
     # relgan.training.state.TrainState
-    *("step", "epoch", "seconds", "generator", "critic", "ema", "optimizers", "schedules", "batches", "rng", "history"),
+    *("step", "seconds", "generator", "critic", "ema", "optimizers", "side_terms", "strength"),
+    *("batches", "rng", "history"),
 )
 
 

@@ -6,13 +6,16 @@ import ctypes
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from relgan.config import Config
+from relgan.data.batches import Batch
 from relgan.options import ConfigError
 from relgan.training.state import Snapshot, without_learning
 from relgan.training.update import CriticResult, GeneratorResult, Precision, Update
@@ -20,8 +23,19 @@ from relgan.training.update import CriticResult, GeneratorResult, Precision, Upd
 log = logging.getLogger("relgan")
 
 Results = tuple[CriticResult, GeneratorResult]
-Iteration = Callable[[Sequence[Tensor]], Results]
-"""Takes the real images of each critic update and then those of the generator's; returns what the last ones saw."""
+
+
+class Iteration(Protocol):
+    """All updates of one step."""
+
+    def __call__(self, reals: Sequence[Batch], *, penalised: bool = True) -> Results:
+        """Update the networks; returns what the last updates saw.
+
+        Args:
+            reals: the real images of each critic update, and then those of the generator's.
+            penalised: whether the critic's penalty takes part.
+        """
+
 
 T = TypeVar("T")
 Capture = Callable[[Callable[[], T], Callable[[], None]], tuple[Callable[[], None], T]]
@@ -79,24 +93,20 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     return Precision(device, name)
 
 
-def choose_engine(name: str, device: torch.device, *, accumulate: int, ranks: int) -> str:
+def choose_engine(name: str, device: torch.device, config: Config, *, ranks: int) -> str:
     """``auto``: a CUDA graph where one can be recorded, else eager; compiled networks brought nothing on CPUs.
 
     Raises:
         ConfigError: the named engine cannot run this.
     """
-    obstacle = next(
-        (
-            reason
-            for reason, applies in {
-                "needs a CUDA device": device.type != "cuda",
-                "needs train.accumulate=1": accumulate > 1,
-                "runs in one process only": ranks > 1,
-            }.items()
-            if applies
-        ),
-        None,
-    )
+    moves_alpha = config.optimizer.name == "rmsprop" and config.schedule.beta2 is not None
+    obstacles = {
+        "needs a CUDA device": device.type != "cuda",
+        "needs train.accumulate=1": config.train.accumulate > 1,
+        "needs schedule.beta2=null with rmsprop": moves_alpha,
+        "runs in one process only": ranks > 1,
+    }
+    obstacle = next((reason for reason, applies in obstacles.items() if applies), None)
     if name == "auto":
         name = "eager" if obstacle else "cudagraph"
         log.info("engine: %s (%s)", name, f"a CUDA graph {obstacle}" if obstacle else "one launch per iteration")
@@ -106,7 +116,7 @@ def choose_engine(name: str, device: torch.device, *, accumulate: int, ranks: in
 
 
 def build_iteration(
-    name: str, eager: Eager, examples: Callable[[], Sequence[Tensor]], *, chosen_by_user: bool
+    name: str, eager: Eager, examples: Callable[[], Sequence[Batch]], *, chosen_by_user: bool
 ) -> tuple[str, Iteration]:
     """The iteration in the form that :func:`choose_engine` named, after the name of the form it really has.
 
@@ -161,10 +171,10 @@ class Eager:
     update: Update
     latents: Callable[[], Tensor]
 
-    def __call__(self, reals: Sequence[Tensor]) -> Results:
+    def __call__(self, reals: Sequence[Batch], *, penalised: bool = True) -> Results:
         *for_critic, for_generator = reals
         for real in for_critic:
-            critic = self.update.update_critic(real, self.latents())
+            critic = self.update.update_critic(real, self.latents(), penalised=penalised)
         return critic, self.update.update_generator(for_generator, self.latents())
 
 
@@ -189,7 +199,9 @@ def cuda_graph(work: Callable[[], T], undo: Callable[[], None]) -> tuple[Callabl
 
 
 class Captured:
-    """An eager iteration recorded once and replayed: no time between its hundreds of small kernels.
+    """An eager iteration recorded and replayed: no time between its hundreds of small kernels.
+
+    Where the penalty skips some iterations, those are recorded, too.
 
     The optimizers must have been built with ``captured`` (``relgan.training.optimizers``).
 
@@ -199,21 +211,31 @@ class Captured:
         capture: :func:`cuda_graph`, or a stand-in where there is no GPU.
     """
 
-    def __init__(self, eager: Eager, reals: Sequence[Tensor], capture: Capture[Results] = cuda_graph) -> None:
-        self._reals = [real.clone() for real in reals]
+    def __init__(self, eager: Eager, reals: Sequence[Batch], capture: Capture[Results] = cuda_graph) -> None:
+        self._reals = [
+            Batch(real.images.clone(), None if real.labels is None else real.labels.clone()) for real in reals
+        ]
+        self._recorded: dict[bool, tuple[Callable[[], None], Results]] = {}
         snapshot = Snapshot(eager.update)
-        try:
-            self._replay, self._results = capture(lambda: eager(self._reals), snapshot.restore)
-        finally:
-            snapshot.restore()
+        for penalised in (True, False) if eager.update.penalty.interval > 1 else (True,):
+            try:
+                work = partial(eager, self._reals, penalised=penalised)
+                self._recorded[penalised] = capture(work, snapshot.restore)
+            finally:
+                snapshot.restore()
 
-    def __call__(self, reals: Sequence[Tensor]) -> Results:
-        torch._foreach_copy_(self._reals, list(reals))
-        self._replay()
-        return self._results
+    def __call__(self, reals: Sequence[Batch], *, penalised: bool = True) -> Results:
+        torch._foreach_copy_(_tensors(self._reals), _tensors(reals))
+        replay, results = self._recorded[penalised]
+        replay()
+        return results
 
 
-def agree(first: Iteration, second: Iteration, update: Update, reals: Sequence[Tensor]) -> bool:
+def _tensors(batches: Iterable[Batch]) -> list[Tensor]:
+    return [values for batch in batches for values in batch if values is not None]
+
+
+def agree(first: Iteration, second: Iteration, update: Update, reals: Sequence[Batch]) -> bool:
     """Whether two ways to run ``update`` come to the same losses and gradient norms from its present state.
 
     Nothing is learnt meanwhile: Adam's first updates are signs, which blow rounding up to whole steps.

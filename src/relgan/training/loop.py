@@ -16,9 +16,9 @@ import torch
 from relgan.distributed import average, is_main, largest, world_size
 from relgan.networks.sampling import UNSCORABLE
 from relgan.rundir import previous
-from relgan.tracking.console import ProgressBar, training_line
+from relgan.tracking.console import ProgressBar, ending_line, training_line
 from relgan.training import checkpoint
-from relgan.training.optimizers import epoch_of, is_due, quarters
+from relgan.training.optimizers import is_due, quarters
 from relgan.training.run import Run, Status
 from relgan.training.signals import REQUEUING, StopRequested, StopSignals, requeue
 from relgan.training.update import CriticResult, GeneratorResult
@@ -26,6 +26,9 @@ from relgan.training.update import CriticResult, GeneratorResult
 log = logging.getLogger("relgan")
 
 FINAL_SAVE_ATTEMPTS = 5
+WARM_UPS = 2  # logging intervals before speed says anything
+LONG = 2 * 3600.0  # seconds
+SHORTER = "scale=minutes and scale=hour train smaller networks on smaller images"
 
 
 @dataclass(frozen=True)
@@ -148,15 +151,12 @@ class Loop:
         reals = [state.batches.next() for _ in range(config.optimizer.n_critic)]
         redraws = config.train.redraw_real and run.update.loss.needs_real_for_generator
         reals.append(state.batches.next() if redraws else reals[-1])
-        self.critic_result, self.generator_result = run.iteration(reals)
+        run.schedules.apply(state.step)
+        penalised = state.step % run.update.penalty.interval == 0
+        self.critic_result, self.generator_result = run.iteration(reals, penalised=penalised)
         state.ema.update(state.generator)
         state.step += 1
         self.interval_iterations += 1
-        epoch = epoch_of(state.step, config.train, config.optimizer.n_critic, len(run.store))
-        while state.epoch < epoch:
-            state.epoch += 1
-            for schedule in state.schedules:
-                schedule.step()
 
     def log_is_due(self) -> bool:
         # Reading the flag costs nothing on the CPU; elsewhere it waits for the device.
@@ -176,6 +176,8 @@ class Loop:
             log.warning("diverged: a loss or gradient was not finite by update %d", self.state.step)
             return False
         self.state.seconds = now - self.started
+        if len(self.speed.seconds) == WARM_UPS:
+            self.foretell()
         values["train/images_per_second"] = rate
         self.run.trackers.log("train", self.state.step, self.state.seconds, values)
         bar.show(values)
@@ -184,11 +186,18 @@ class Loop:
             log.info("%6d/%d  %s", self.state.step, self.run.total, training_line(values))
         return True
 
+    def foretell(self) -> None:
+        """Say when the run will end, scores aside; where that is far away on a CPU, what is shorter."""
+        seconds = (self.run.total - self.state.step) * self.speed.seconds[-1]
+        shrunk = any(word.startswith("scale=") for word in self.run.command)
+        advice = "" if shrunk or self.run.device.type != "cpu" or seconds < LONG else f"; {SHORTER}"
+        log.info("%s%s", ending_line(seconds), advice)
+
     def visit(self) -> None:
         """What is due between two updates."""
         step, total, config = self.state.step, self.run.total, self.config
         looks = step in quarters(total) or is_due(step, config.train.sample_every, total)
-        scores = is_due(step, config.metrics.every, total)
+        scores = is_due(step, self.run.score_every, total)
         saves = is_due(step, config.train.checkpoint_every, total)
         if not (looks or scores or saves):
             return
@@ -305,5 +314,7 @@ def measure(run: Run, critic: CriticResult, generator: GeneratorResult) -> dict[
         "train/grad_norm_d": critic.grad_norm,
         "train/grad_norm_g": generator.grad_norm,
     }
+    if run.state.strength.steered:
+        values["train/augment_p"] = run.state.strength.p
     numbers: list[float] = average(torch.stack(list(values.values()))).tolist()
-    return dict(zip(values, numbers, strict=True))
+    return {**dict(zip(values, numbers, strict=True)), **run.schedules.values(run.state.step)}

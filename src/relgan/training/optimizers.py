@@ -1,4 +1,4 @@
-"""Optimizers, the decay of their rates, and at which updates something happens."""
+"""Optimizers, the length of a run, and at which updates something happens."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import math
 import torch
 from torch import nn
 from torch.optim import Adam, Optimizer, RMSprop
-from torch.optim.lr_scheduler import ExponentialLR
 
 from relgan.config import OptimizerConfig, TrainConfig
 
 
 def build_optimizers(
-    config: OptimizerConfig, generator: nn.Module, critic: nn.Module, *, captured: bool = False
+    config: OptimizerConfig,
+    generator: nn.Module,
+    critic: nn.Module,
+    *,
+    captured: bool = False,
+    moving_beta2: bool = False,
 ) -> tuple[Optimizer, Optimizer]:
     """The generator's and the critic's optimizer.
 
     Args:
         captured: for a CUDA graph; the learning rate is then a tensor that the graph reads at every replay.
+        moving_beta2: whether a schedule moves β₂, which a graph then reads from a tensor, too.
     """
 
     def build(network: nn.Module, rate: float) -> Optimizer:
@@ -26,6 +31,10 @@ def build_optimizers(
         device = parameters[0].device
         lr = torch.tensor(rate, device=device) if captured else rate
         beta1, beta2 = config.betas
+        if config.name == "adam" and captured and moving_beta2:
+            # The fused kernel takes its betas as numbers.
+            betas = (torch.tensor(beta1, device=device), torch.tensor(beta2, device=device))
+            return Adam(parameters, lr, betas, config.eps, foreach=True, capturable=True)
         if config.name == "adam":
             # Apple's fused kernel does not know the mask that keeps weights from a gradient that is not finite.
             fused = device.type != "mps"
@@ -35,22 +44,12 @@ def build_optimizers(
     return build(generator, config.lr_g), build(critic, config.lr_d)
 
 
-def build_schedule(config: OptimizerConfig, optimizer: Optimizer) -> ExponentialLR:
-    """Multiplies the learning rate by 1 − decay; stepped once per epoch."""
-    return ExponentialLR(optimizer, gamma=1 - config.decay)
-
-
 def total_iterations(train: TrainConfig, n_critic: int, num_images: int) -> int:
     """Generator updates of the whole run; an epoch is one pass of the critic's updates over the images."""
     if train.iterations is not None:
         return train.iterations
     assert train.epochs is not None
     return max(1, math.ceil(train.epochs * num_images / (train.batch_size * n_critic)))
-
-
-def epoch_of(step: int, train: TrainConfig, n_critic: int, num_images: int) -> int:
-    """Whole passes of the critic over the images after ``step`` generator updates."""
-    return step * train.batch_size * n_critic // num_images
 
 
 def is_due(step: int, every: int, total: int) -> bool:

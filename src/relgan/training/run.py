@@ -18,13 +18,14 @@ from relgan.config import Config, as_values, foreign_parts
 from relgan.data.store import PackedStore
 from relgan.distributed import is_main, world_size
 from relgan.environment import git_commit, hardware, peak_memory_bytes, versions
-from relgan.images import grid, save_png, to_uint8
-from relgan.networks.sampling import sample_images
+from relgan.images import class_rows, grid, save_png, to_uint8
+from relgan.networks.sampling import sample_images, sample_rows
 from relgan.registry import DATASETS
 from relgan.rundir import RunDir
 from relgan.tracking.base import Tracker
 from relgan.training.engine import Iteration
 from relgan.training.optimizers import total_iterations
+from relgan.training.schedules import Schedules
 from relgan.training.state import TrainState
 from relgan.training.update import Update
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("relgan")
 
+EVALUATIONS = 10  # of a run, unless metrics.every says otherwise
 Status = Literal["running", "finished", "diverged", "failed", "interrupted"]
 # Packages that can change a number.
 PACKAGES = ("relgan", "torch", "torchvision", "torchmetrics", "hydra-core", "numpy", "pillow")
@@ -47,6 +49,7 @@ class Run:
     store: PackedStore
     state: TrainState
     update: Update
+    schedules: Schedules
     iteration: Iteration
     engine: str
     evaluator: Evaluator | None
@@ -74,6 +77,17 @@ class Run:
     def total(self) -> int:
         """Generator updates of the whole run."""
         return total_iterations(self.config.train, self.config.optimizer.n_critic, len(self.store))
+
+    @cached_property
+    def class_counts(self) -> list[int]:
+        """Training images of each class that the networks are told of; empty without labels."""
+        return self.store.class_counts if self.config.dataset.labels else []
+
+    @property
+    def score_every(self) -> int:
+        """Generator updates between evaluations; 0: only at the start and the end."""
+        every = self.config.metrics.every
+        return max(1, round(self.total / EVALUATIONS)) if every is None else every
 
     def describe(self) -> str:
         config, store = self.config, self.store
@@ -132,31 +146,30 @@ class Run:
             training_images: (N, C, H, W) in [−1, 1]; None before the first update.
         """
         config, step = self.config, self.state.step
-        fixed = self._samples(self.state.averaged, mode="eval")
-        path = self._save(fixed, f"step_{step:08d}.png")
+        fixed, columns = self._samples(self.state.averaged, mode="eval")
+        path = self._save(fixed, f"step_{step:08d}.png", columns)
         self.trackers.log_image("samples/fixed_noise", step, path, f"{config.loss.name}, {step} updates, fixed noise")
         if training_images is None:
-            drawn = self._samples(self.state.generator, mode="train")
+            drawn, columns = self._samples(self.state.generator, mode="train")
         else:
-            drawn = to_uint8(training_images[: config.train.sample_count]).cpu()
-        self._save(drawn, f"train_{step:08d}.png")
+            drawn, columns = to_uint8(training_images[: config.train.sample_count]).cpu(), None
+        self._save(drawn, f"train_{step:08d}.png", columns)
 
-    def _samples(self, network: nn.Module, mode: str) -> Tensor:
-        config = self.config
-        batches = sample_images(
-            network,
-            config.train.sample_count,
-            latent_dim=config.model.latent_dim,
-            seed=config.seed,
-            batch_size=config.train.sample_count,
-            mode=mode,
-        )
-        return torch.cat([batch.cpu() for batch in batches])
+    def _samples(self, network: nn.Module, mode: str) -> tuple[Tensor, int | None]:
+        """Images of the fixed noise, and in how many columns they are shown: with labels, each class has a row."""
+        count, seed, dims = self.config.train.sample_count, self.config.seed, self.config.model.latent_dim
+        columns = None
+        if self.class_counts:
+            classes, columns = class_rows(count, len(self.class_counts))
+            batches = sample_rows(network, classes, columns, latent_dim=dims, seed=seed, batch_size=count, mode=mode)
+        else:
+            batches = sample_images(network, count, latent_dim=dims, seed=seed, batch_size=count, mode=mode)
+        return torch.cat([batch.cpu() for batch in batches]), columns
 
-    def _save(self, images: Tensor, name: str) -> Path:
+    def _save(self, images: Tensor, name: str, columns: int | None = None) -> Path:
         path = self.dir.samples / name
         stacked = DATASETS[self.config.dataset.name].facts.stacked
-        save_png(grid(images, separate_channels=stacked), path)
+        save_png(grid(images, columns=columns, separate_channels=stacked), path)
         return path
 
     def checkpoint(self) -> dict[str, Any]:
@@ -165,6 +178,8 @@ class Run:
             **self.state.state_dict(),
             "config": self.values,
             "channels": self.store.channels,
+            "classes": self.store.classes if self.class_counts else [],
+            "class_counts": self.class_counts,
             "data_fingerprint": self.store.fingerprint,
             "tracker_run_id": self.trackers.run_id,
             "foreign": self.foreign,

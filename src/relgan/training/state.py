@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ExponentialLR
 
 from relgan.data.batches import Batches
 from relgan.distributed import broadcast
 from relgan.metrics.catalogue import direction
 from relgan.options import RelganError
+from relgan.side_terms import SideTerms
+from relgan.training.strength import Strength
 from relgan.training.update import Update
 
 
@@ -25,7 +26,8 @@ class EMA:
 
     Each update moves every parameter by 1 − d towards the original, with d = min(decay, (1 + t) / (10 + t))
     at the t-th update: without this start, a run of fewer updates than 1 / (1 − decay) would end with much of
-    its initial noise in the average. Buffers (running statistics) are copied.
+    its initial noise in the average. A half-life that grows from 0 needs no such start. Buffers (running statistics)
+    are copied.
 
     Attributes:
         module: the average, in evaluation mode and without gradients.
@@ -39,11 +41,17 @@ class EMA:
         self.module = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
+        self._starts_slowly = True
+
+    def set_half_life(self, images: float, batch_size: int) -> None:
+        """From now on let the weight of what was averaged halve with every ``images`` images; 0: at once."""
+        self.decay = 0.5 ** (batch_size / images) if images > 0 else 0.0
+        self._starts_slowly = False
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move towards ``network``, which must have the structure of the original; no synchronisation."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self._starts_slowly else self.decay
         averages: list[Tensor] = list(self.module.parameters())
         torch._foreach_lerp_(averages, list(network.parameters()), 1 - decay)
         buffers = list(self.module.buffers())
@@ -78,8 +86,13 @@ class History:
     visited: bool = True
 
     def remember(self, scores: Mapping[str, float], step: int, keep: int) -> bool:
-        """Take in new scores and rank the step among the ``keep`` best; whether it is the best so far."""
+        """Take in new scores and rank the step among the ``keep`` best; whether it is the best so far.
+
+        A generator that was never trained is not the best of anything.
+        """
         self.final = dict(scores)
+        if step == 0:
+            return False
         ways = {key: way for key in scores if (way := direction(key)) is not None}
         improved = [key for key, way in ways.items() if self._improves(key, way, scores[key], step)]
         if not ways:
@@ -102,18 +115,18 @@ class History:
 
 @dataclass
 class TrainState:
-    """Networks, average, optimizers, schedules, data order and scores, with the generator updates done so far."""
+    """Networks, average, optimizers, data order and scores, with the generator updates done so far."""
 
     generator: nn.Module
     critic: nn.Module
     ema: EMA
     optimizers: tuple[Optimizer, Optimizer]
-    schedules: tuple[ExponentialLR, ExponentialLR]
+    side_terms: SideTerms
+    strength: Strength
     batches: Batches
     device: torch.device
     history: History = field(default_factory=History)
     step: int = 0
-    epoch: int = 0
     seconds: float = 0.0
 
     @property
@@ -125,13 +138,13 @@ class TrainState:
         """Plain tensors, numbers and containers of them."""
         return {
             "step": self.step,
-            "epoch": self.epoch,
             "seconds": self.seconds,
             "generator": self.generator.state_dict(),
             "critic": self.critic.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizers": [optimizer_state(optimizer) for optimizer in self.optimizers],
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "side_terms": self.side_terms.state_dict(),
+            "strength": self.strength.state_dict(),
             "batches": self.batches.state_dict(),
             "rng": rng_state(self.device),
             "history": vars(self.history),
@@ -156,45 +169,36 @@ class TrainState:
             raise RelganError(f"resume: the checkpoint holds another model ({str(error).splitlines()[0]})") from error
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             load_optimizer_state(optimizer, saved)
-        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(saved)
+        self.side_terms.load_state_dict(state["side_terms"])
+        self.strength.load_state_dict(state["strength"])
         self.batches.load_state_dict(state["batches"])
         self.history = History(**state["history"])
-        self.step, self.epoch, self.seconds = state["step"], state["epoch"], state["seconds"]
+        self.step, self.seconds = state["step"], state["seconds"]
         set_rng_state(state["rng"], self.device)
 
 
-# How an optimizer computes, not what; and the learning rate, a number or a tensor.
-_OWN = ("lr", "initial_lr", "fused", "foreach", "capturable")
+def optimizer_state(optimizer: Optimizer) -> dict[int, Any]:
+    """Its moments. Rates and betas come from the configuration, or a schedule that sets them before every update."""
+    state: dict[int, Any] = optimizer.state_dict()["state"]
+    return state
 
 
-def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """Its state_dict, the learning rate as a plain number whatever the engine."""
-    state = optimizer.state_dict()
-    numbers = [{key: float(group[key]) for key in _OWN[:2] if key in group} for group in state["param_groups"]]
-    return {**state, "param_groups": [group | n for group, n in zip(state["param_groups"], numbers, strict=True)]}
-
-
-def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer_state(optimizer: Optimizer, state: dict[int, Any]) -> None:
     """Continue from :func:`optimizer_state` of any engine in the manner of this one."""
-    own = [{key: group[key] for key in _OWN if key in group} for group in optimizer.param_groups]
-    flags = [{key: value for key, value in group.items() if key not in _OWN[:2]} for group in own]
-    # With them in place, load_state_dict also puts the step counts on the device where this engine wants them.
-    groups = [saved | ours for saved, ours in zip(state["param_groups"], flags, strict=True)]
-    optimizer.load_state_dict({**state, "param_groups": groups})
-    for group, kept, saved in zip(optimizer.param_groups, own, state["param_groups"], strict=True):
-        group.update(kept)
-        for key in _OWN[:2]:
-            if key in saved:
-                set_rate(group, saved[key], key)
+    groups = [dict(group) for group in optimizer.param_groups]
+    # With this engine's flags, load_state_dict also puts the step counts on the device where it wants them.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        # A graph reads a rate from the tensor that it has met.
+        group.update(own)
 
 
-def set_rate(group: dict[str, Any], rate: float, key: str = "lr") -> None:
+def set_rate(group: dict[str, Any], rate: float) -> None:
     """Set a group's learning rate, in its tensor where it has one, which a CUDA graph reads."""
-    if isinstance(group.get(key), Tensor):
-        group[key].fill_(rate)
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
     else:
-        group[key] = rate
+        group["lr"] = rate
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
@@ -234,7 +238,8 @@ class Snapshot:
 
 
 def _tensors(update: Update) -> Iterator[Tensor]:
-    yield update.diverged
+    yield from (update.diverged, update.penalty_scale)
+    yield from (*update.side_terms.state_dict().values(), *update.strength.state_dict().values())
     for network in (update.generator, update.critic):
         yield from network.parameters()
         yield from network.buffers()

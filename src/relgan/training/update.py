@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from relgan.distributed import average_gradients, global_mean
+from relgan.augment import Augmentation
+from relgan.data.batches import Batch
+from relgan.distributed import average_gradients, global_mean, own_part, world_size
 from relgan.losses import Loss, flat_logits
 from relgan.networks.blocks import SpectralNorm
 from relgan.penalties import Penalty
+from relgan.side_terms import SideTerms
+from relgan.training.strength import Strength
 
-Forward = Callable[[Tensor], Tensor]
+Inputs = tuple[Tensor, *tuple[Tensor | None, ...]]
+Forward = Callable[..., Tensor]
 
 
 @dataclass
@@ -49,16 +56,32 @@ class GeneratorResult:
     images: Tensor
 
 
+class View(NamedTuple):
+    """What the critic is shown: images as penalties see them, and what happens to them on their way to it.
+
+    Attributes:
+        images: float (N/k, k·C, H, W), packed, before any augmentation.
+        labels: int64 (N/k,), or None.
+        u: the augmentation's random numbers, float32 (N, its numbers), or None.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    u: Tensor | None
+
+
 @dataclass
 class Update:
-    """Updates one pair of networks under one loss, penalty and pair of optimizers.
+    """Updates one pair of networks under one loss, penalty, augmentation and pair of optimizers.
 
     After a loss or gradient that is not finite no update is applied any more: ``diverged`` (0-d float32 on the
     device, 0 or 1) stays set and masks them, so that nothing needs to wait for the device to find out.
 
-    ``generate`` and ``judge`` run the two networks; an engine may replace them by faster equivalents, except
-    for penalties, which differentiate the critic itself twice. ``accumulate`` is the number of parts that a
-    batch is split into to save memory.
+    Attributes:
+        generate, judge: run the two networks; an engine may replace them by faster equivalents, except for
+            penalties, which differentiate the critic itself twice.
+        penalty_scale: factor of the penalty, 0-d float32 on the device, where a schedule moves its coefficient.
+        accumulate: parts that a batch is split into to save memory.
     """
 
     generator: nn.Module
@@ -68,41 +91,52 @@ class Update:
     optimizer_g: Optimizer
     optimizer_d: Optimizer
     precision: Precision
+    side_terms: SideTerms
+    augmentation: Augmentation
+    strength: Strength
     pack: int = 1
     accumulate: int = 1
     diverged: Tensor = field(init=False)
-    generate: Callable[[Tensor], Tensor] = field(init=False)
-    judge: Callable[[Tensor], Tensor] = field(init=False)
+    penalty_scale: Tensor = field(init=False)
+    generate: Forward = field(init=False)
+    judge: Forward = field(init=False)
 
     def __post_init__(self) -> None:
         self.diverged = torch.zeros((), device=self.precision.device)
+        self.penalty_scale = torch.ones((), device=self.precision.device)
         self.generate, self.judge = self.generator, self.critic
 
-    def update_critic(self, real: Tensor, z: Tensor) -> CriticResult:
-        """Update the critic on ``real`` (N, C, H, W) in [−1, 1] and latents ``z`` (N, latent_dim)."""
+    def update_critic(self, real: Batch, z: Tensor, *, penalised: bool = True) -> CriticResult:
+        """Update the critic on real images and on fakes of latents ``z`` (N, latent_dim), which share their labels.
+
+        Args:
+            penalised: whether the penalty takes part in this update.
+        """
         with torch.no_grad(), self.precision.autocast():
-            fake = self.generate(z)
-        real, fake = pack(real, self.pack), pack(fake.to(real.dtype), self.pack)
+            fake = self.generate(z, *real.condition)
+        reals, fakes = self._view(real.images, real.labels), self._view(fake.to(real.images.dtype), real.labels)
         self.optimizer_d.zero_grad(set_to_none=True)
         # Two forwards: batch norm must not mix the statistics of real and fake images.
         loss, (real_logits, fake_logits) = backward(
-            self._logits, (real, fake), self.loss.discriminator, self.accumulate, (self.critic,)
+            self._logits, (reals, fakes), self._critic_loss, self.accumulate, (self.critic,)
         )
-        penalty = self._backward_penalty(real, fake)
+        penalty = self._backward_penalty(reals, fakes) if penalised else torch.zeros_like(loss)
         grad_norm = self._apply(self.optimizer_d, self.critic, loss + penalty)
         self.penalty.after_step(self.critic)
+        self.side_terms.observe(real_logits, fake_logits)
+        self.strength.steer(self.loss.compare(real_logits, fake_logits)[0])
         return CriticResult(loss, penalty, grad_norm, real_logits, fake_logits)
 
-    def update_generator(self, real: Tensor, z: Tensor) -> GeneratorResult:
-        """Update the generator; ``real`` is only looked at by losses whose generator term compares with it."""
+    def update_generator(self, real: Batch, z: Tensor) -> GeneratorResult:
+        """Update the generator; real images are only looked at by losses whose generator term compares with them."""
         networks = (self.generator, self.critic)
         images: list[Tensor] = []
 
-        def logits_of_fakes(z: Tensor) -> Tensor:
+        def logits_of_fakes(z: Tensor, labels: Tensor | None, u: Tensor | None) -> Tensor:
             with self.precision.autocast():
-                fake = self.generate(z)
+                fake = self.generate(z, *Batch(z, labels).condition)
             images.append(fake.detach())
-            return self._logits(pack(fake, self.pack))
+            return self._logits(pack(fake, self.pack), labels, u)
 
         def loss_of_fakes(fake_logits: Tensor) -> Tensor:
             return self.loss.generator(self._constant_logits(real), fake_logits)
@@ -110,7 +144,8 @@ class Update:
         self.critic.requires_grad_(False)
         self.optimizer_g.zero_grad(set_to_none=True)
         try:
-            loss, _ = backward(logits_of_fakes, (z,), loss_of_fakes, self.accumulate, networks)
+            fakes = (z, real.labels, self._draw(len(z)))
+            loss, _ = backward(logits_of_fakes, (fakes,), loss_of_fakes, self.accumulate, networks)
         finally:
             self.critic.requires_grad_(True)
         grad_norm = self._apply(self.optimizer_g, self.generator, loss)
@@ -118,30 +153,56 @@ class Update:
         made = images[0] if self.accumulate == 1 else torch.cat(images[-self.accumulate :])
         return GeneratorResult(loss, grad_norm, made)
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _draw(self, count: int) -> Tensor | None:
+        """The augmentation's random numbers for ``count`` images of this rank."""
+        if not self.augmentation.numbers:
+            return None
+        shape = (count * world_size(), self.augmentation.numbers)
+        return own_part(torch.rand(shape, device=self.precision.device))
+
+    def _view(self, images: Tensor, labels: Tensor | None) -> View:
+        return View(pack(images, self.pack), labels, self._draw(len(images)))
+
+    def _augmented(self, images: Tensor, u: Tensor | None) -> Tensor:
+        if u is None:
+            return images
+        return pack(self.augmentation(unpack(images, self.pack), u, self.strength.p), self.pack)
+
+    def _logits(self, images: Tensor, labels: Tensor | None, u: Tensor | None) -> Tensor:
         """What losses see: (n,), in float32 whatever the networks computed in."""
+        seen = self._augmented(images, u)
         with self.precision.autocast():
-            logits = self.judge(images)
+            logits = self.judge(seen, *Batch(seen, labels).condition)
         return flat_logits(logits)
 
-    def _constant_logits(self, real: Tensor) -> Tensor | None:
+    def _critic_loss(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return self.loss.discriminator(real_logits, fake_logits) + self.side_terms(real_logits, fake_logits)
+
+    def _constant_logits(self, real: Batch) -> Tensor | None:
         """Logits of the real images where the generator's loss compares with them; no graph is kept."""
         if not self.loss.needs_real_for_generator:
             return None
         with torch.no_grad():
-            parts = in_parts(pack(real, self.pack), self.accumulate, (self.critic,))
-            return torch.cat([self._logits(part) for part in parts])
+            parts = in_parts(self._view(*real), self.accumulate, (self.critic,))
+            return torch.cat([self._logits(images, *how) for images, *how in parts])
 
-    def _backward_penalty(self, real: Tensor, fake: Tensor) -> Tensor:
+    def _backward_penalty(self, reals: View, fakes: View) -> Tensor:
         """Add the penalty's gradient to the critic's parameters; returns its value."""
-        total = torch.zeros((), device=real.device)
-        for points in self.penalty.points(real, fake):
-            for part in in_parts(points, self.accumulate, (self.critic,)):
+        total = torch.zeros_like(self.penalty_scale)
+        for points in self.penalty.points(reals.images, fakes.images):
+            labels = None if reals.labels is None else reals.labels[: len(points)]
+            view = View(points, labels, self._draw(len(points) * self.pack))
+            for images, *how in in_parts(view, self.accumulate, (self.critic,)):
                 with self.precision.autocast():
-                    term = self.penalty.term(self.critic, part) / self.accumulate
+                    term = self.penalty.term(self._judge_as(*how), images)
+                    term = term * (self.penalty.interval / self.accumulate) * self.penalty_scale
                 term.backward()
                 total += term.detach()
         return total
+
+    def _judge_as(self, labels: Tensor | None, u: Tensor | None) -> Forward:
+        """The critic itself, of images with these labels under this augmentation."""
+        return lambda images: self.critic(self._augmented(images, u), *Batch(images, labels).condition)
 
     def _apply(self, optimizer: Optimizer, network: nn.Module, loss: Tensor) -> Tensor:
         """Update by the gradients at hand unless anything was ever not finite; returns the gradient's norm."""
@@ -161,14 +222,19 @@ def _masked_step(optimizer: Optimizer, gradients: Iterable[Tensor], masked: Tens
     """Let ``optimizer`` update, or leave the parameters as they are where ``masked`` is 1."""
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = masked  # type: ignore[attr-defined]
-    elif isinstance(optimizer, Adam):
-        # Its momentum would move the parameters on a zero gradient; the one case that waits for the device.
-        if masked.item():
-            return
-    else:
-        for gradient in gradients:
-            gradient.copy_(torch.where(masked > 0, 0.0, gradient))
+        optimizer.step()
+        return
+    for gradient in gradients:
+        gradient.copy_(torch.where(masked > 0, 0.0, gradient))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    # Adam's momentum would move the parameters on a zero gradient, too.
+    if isinstance(optimizer, Adam):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            # Where the rate is no tensor, reading the mask waits for the device: Apple's, which has no fused kernel.
+            group["lr"] = torch.where(masked > 0, 0.0, rate) if isinstance(rate, Tensor) else rate * (1 - masked.item())
     optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def pack(images: Tensor, k: int) -> Tensor:
@@ -191,6 +257,14 @@ def pack(images: Tensor, k: int) -> Tensor:
     return packed
 
 
+def unpack(images: Tensor, k: int) -> Tensor:
+    """The inverse of :func:`pack`: (N/k, k·C, H, W) to (N, C, H, W)."""
+    if k == 1:
+        return images
+    n, channels, height, width = images.shape
+    return images.reshape(n * k, channels // k, height, width)
+
+
 @contextlib.contextmanager
 def held_spectral_norms(networks: Iterable[nn.Module]) -> Iterator[None]:
     """No power iteration: the parts of a batch meet the weights that the whole of it would meet."""
@@ -204,26 +278,28 @@ def held_spectral_norms(networks: Iterable[nn.Module]) -> Iterator[None]:
             norm.train()
 
 
-def in_parts(batch: Tensor, count: int, networks: Sequence[nn.Module]) -> Iterator[Tensor]:
+def in_parts(batch: Inputs, count: int, networks: Sequence[nn.Module]) -> Iterator[Inputs]:
     """The ``count`` equal parts of ``batch``; after the first, spectral norms stay as it left them."""
-    first, *others = batch.chunk(count)
+    whole, *others = batch
+    columns = [repeat(None) if values is None else values.chunk(count) for values in others]
+    first, *later = zip(whole.chunk(count), *columns, strict=False)
     yield first
     with held_spectral_norms(networks):
-        yield from others
+        yield from later
 
 
 def backward(
-    forward: Forward, batches: Sequence[Tensor], loss: Callable[..., Tensor], count: int, networks: Sequence[nn.Module]
+    forward: Forward, batches: Sequence[Inputs], loss: Callable[..., Tensor], count: int, networks: Sequence[nn.Module]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Add the gradient of ``loss(*[forward(batch) for batch in batches])`` to the parameters.
+    """Add the gradient of ``loss(*[forward(*batch) for batch in batches])`` to the parameters.
 
     A relativistic loss couples all samples, so ∂L/∂logits is taken over the whole batch before any part is
     differentiated: with more than one part every forward pass runs twice, first without a graph.
 
     Args:
         forward: from inputs (n, …) to logits (n,); run once or twice per part.
-        batches: each (N, …), N a multiple of ``count``. They meet ``forward`` in this order, in batches of
-            their own: batch norm sees one part at a time.
+        batches: the inputs of each, (N, …) or None, N a multiple of ``count``. They meet ``forward`` in this order,
+            in batches of their own: batch norm sees one part at a time.
         count: parts of a batch.
         networks: what ``forward`` and ``loss`` run; their buffers end as after one pass.
 
@@ -231,14 +307,14 @@ def backward(
         the loss and the logits of each batch, without graph.
     """
     if count == 1:
-        logits = [forward(batch) for batch in batches]
+        logits = [forward(*batch) for batch in batches]
         value = loss(*logits)
         value.backward()
         return value.detach(), [values.detach() for values in logits]
     buffers = [buffer for network in networks for buffer in network.buffers()]
     before = [buffer.clone() for buffer in buffers]
     with torch.no_grad():
-        logits = [torch.cat([forward(p) for p in in_parts(batch, count, networks)]) for batch in batches]
+        logits = [torch.cat([forward(*p) for p in in_parts(batch, count, networks)]) for batch in batches]
     value = loss(*(values.requires_grad_() for values in logits))
     gradients = torch.autograd.grad(value, logits)
     after = [buffer.clone() for buffer in buffers]
@@ -246,7 +322,7 @@ def backward(
     for batch, gradient in zip(batches, gradients, strict=True):
         parts = in_parts(batch, count, networks)
         for part, of_logits in zip(parts, gradient.chunk(count), strict=True):
-            forward(part).backward(of_logits)
+            forward(*part).backward(of_logits)
     _restore(buffers, after)
     return value.detach(), [values.detach() for values in logits]
 

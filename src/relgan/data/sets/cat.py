@@ -91,7 +91,9 @@ class CatSource(Source):
     "cat",
     DatasetOptions(image_size=64, min_images=1000),
     about="9,997 annotated photos",
-    facts=DatasetCard(terms="cite Zhang et al. 2008", size="about 2 GB", get="dataset.path=DIRECTORY of CAT_*"),
+    facts=DatasetCard(
+        terms="cite Zhang et al. 2008", size="about 2 GB", get="dataset.path=DIRECTORY of CAT_*", labels=False
+    ),
 )
 def cat(options: DatasetOptions) -> CatSource:
     """CAT_DATASET_01/02.zip, CAT_00 … CAT_06 as folders or archives, or a directory with any mix of them."""

@@ -21,7 +21,11 @@ _SPLITS = {"train": "0", "valid": "1", "test": "2"}
     DatasetOptions(image_size=64, min_images=1000),
     about="202,599 aligned faces",
     facts=DatasetCard(
-        terms="research, not commercial", size="1.4 GB", get="dataset.path=img_align_celeba.zip", splits=True
+        terms="research, not commercial",
+        size="1.4 GB",
+        get="dataset.path=img_align_celeba.zip",
+        splits=True,
+        labels=False,
     ),
 )
 def celeba(options: DatasetOptions) -> FolderSource:

@@ -9,7 +9,9 @@ import numpy as np
 from relgan.data.sources import ArraySource, StackedOptions, StackedSource
 from relgan.registry import DatasetCard, DatasetOptions, register_dataset
 
-_CARD = DatasetCard(terms="UCI optical digits, CC BY 4.0", size="in scikit-learn", get="nothing to do", digits=1)
+_CARD = DatasetCard(
+    terms="UCI optical digits, CC BY 4.0", size="in scikit-learn", get="nothing to do", digits=1, labels=True
+)
 
 
 @register_dataset("digits", DatasetOptions, about="1,797 written digits", facts=_CARD)

@@ -13,4 +13,4 @@ def folder(options: DatasetOptions) -> FolderSource:
     """Every image file below dataset.path."""
     if options.path is None:
         raise ConfigError("dataset.path", "name a directory or zip archive of images: dataset.path=PATH")
-    return FolderSource(*image_files(options.path), options.image_size, options.crop)
+    return FolderSource(*image_files(options.path), options.image_size, options.crop, labelled=options.labels)

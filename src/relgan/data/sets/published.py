@@ -27,13 +27,14 @@ _CIFAR_MIRRORS = (
     "https://www.cs.toronto.edu/~kriz/",
     "https://dataset.bj.bcebos.com/cifar/",
 )
+_CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _MAX_MEMBER_BYTES = 64 << 20
 
 _Files = Sequence[tuple[str, str]]
 
 
 def _card(terms: str, size: str, digits: int = 0) -> DatasetCard:
-    return DatasetCard(terms=terms, size=size, get="downloaded, or dataset.path=COPY", splits=True, digits=digits)
+    return DatasetCard(terms, size, get="downloaded, or dataset.path=COPY", splits=True, digits=digits, labels=True)
 
 
 _MNIST = _card("CC BY-SA 3.0", "12 MB", digits=1)
@@ -67,7 +68,7 @@ def cifar10(options: DatasetOptions) -> ArraySource:
             batches.append(pickle.loads(found[name], encoding="bytes"))
     images = np.concatenate([batch[b"data"] for batch in batches]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([batch[b"labels"] for batch in batches])
-    return ArraySource(images.transpose(0, 2, 3, 1), labels, options.image_size)
+    return ArraySource(images.transpose(0, 2, 3, 1), labels, options.image_size, _CIFAR_CLASSES)
 
 
 @register_dataset("mnist", DatasetOptions(split="train"), about="70,000 written digits", facts=_MNIST)
@@ -88,7 +89,7 @@ def fashion_mnist(options: DatasetOptions) -> ArraySource:
     """Fashion-MNIST, which comes in the same form."""
     from torchvision.datasets import FashionMNIST
 
-    return _idx_files(options, FashionMNIST)
+    return _idx_files(options, FashionMNIST, FashionMNIST.classes)
 
 
 @register_dataset(
@@ -102,11 +103,12 @@ def stacked_mnist(options: StackedOptions) -> StackedSource:
     return StackedSource(mnist(options), options.num_images)
 
 
-def _idx_files(options: DatasetOptions, published: Any) -> ArraySource:
+def _idx_files(options: DatasetOptions, published: Any, classes: Sequence[str] = ()) -> ArraySource:
     """A set of the MNIST family, downloaded or from a folder of the four files, gzipped or not.
 
     Args:
-        published: torchvision's class, which knows the names, checksums and mirrors.
+        published: torchvision's class, which knows the names, checksums and mirrors of the files.
+        classes: names of the labels.
     """
     names = _parts(options, published.resources[:2], published.resources[2:])
     if options.path is not None:
@@ -118,7 +120,7 @@ def _idx_files(options: DatasetOptions, published: Any) -> ArraySource:
         found = {name: download(f"{folder}/{name}", urls, f"md5:{md5}").read_bytes() for name, md5 in names}
     arrays = [_idx(_get(found, name, folder), name) for name, _ in names]
     images, labels = np.concatenate(arrays[::2]), np.concatenate(arrays[1::2])
-    return ArraySource(images[..., None], labels, options.image_size)
+    return ArraySource(images[..., None], labels, options.image_size, classes)
 
 
 def _parts(options: DatasetOptions, train: _Files, test: _Files) -> _Files:

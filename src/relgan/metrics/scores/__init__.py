@@ -26,12 +26,14 @@ class Batch:
         features: float32 (n, F); F is 0 for a score without an extractor.
         logits: float32 (n, K), likewise.
         start: position of the first image in the whole stream.
+        labels: int64 (n,), the classes asked for, or those of real images; None without labels.
     """
 
     images: Tensor
     features: Tensor
     logits: Tensor
     start: int
+    labels: Tensor | None = None
 
     @property
     def index(self) -> Tensor:
@@ -39,7 +41,8 @@ class Batch:
         return torch.arange(self.start, self.start + len(self.images), device=self.features.device)
 
     def first(self, count: int) -> Batch:
-        return Batch(self.images[:count], self.features[:count], self.logits[:count], self.start)
+        labels = None if self.labels is None else self.labels[:count]
+        return Batch(self.images[:count], self.features[:count], self.logits[:count], self.start, labels)
 
 
 class Score(ABC):
@@ -58,13 +61,17 @@ class Score(ABC):
         extractor: whose features and logits the batches hold; None: only images.
         needs_real: what is to be known of the real images' features; "features" keeps every row of them.
         real: that, there when :meth:`compute` is called.
+        looks_at_real: whether real images, with their labels, are put into an accumulator as well.
+        accumulated_real: what that returned, there when :meth:`compute` is called.
         shared: scores that name the same accumulator here, and feed it alike, share one.
     """
 
     needs_real: ClassVar[Literal["moments", "features"] | None] = None
     shared: ClassVar[str | None] = None
+    looks_at_real: ClassVar[bool] = False
     extractor: Extractor | None = None
     real: RealStatistics
+    accumulated_real: Any
 
     def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
         self.options, self.metrics = options, metrics
