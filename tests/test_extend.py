@@ -215,14 +215,16 @@ FILES = {
 # Command lines that train nothing, and what they print.
 PRINTED = {
     ("--help", PLUGINS): ("rexp_allpairs", "loss.margin=1", "model.hidden=256", "metrics.random.features=16"),
-    ("--config-dir", "my", PLUGINS, "loss=wide_margin"): ("loss:\n  name: margin\n  margin: 2.0\n",),
+    ("--config-dir", "my", PLUGINS, "loss=wide_margin"): (
+        "loss:\n  name: margin\n  centring: 0.0\n  lecam: 0.0\n  margin: 2.0\n",
+    ),
     # A file may only name the part, of the same name it needs nothing, and a plugin may lie beside it.
     ("--config-dir", "only", PLUGINS, "loss=tight", "dataset=faces"): (
-        "loss:\n  name: margin\n  margin: 0.1\n",
+        "loss:\n  name: margin\n  centring: 0.0\n  lecam: 0.0\n  margin: 0.1\n",
         "image_size: 64",
     ),
     ("--config-dir", "own", "plugins=[my_gan]", "loss=mine", "loss.margin=0.5"): (
-        "loss:\n  name: mine\n  depth: 3\n  margin: 0.5\n",
+        "loss:\n  name: mine\n  centring: 0.0\n  lecam: 0.0\n  depth: 3\n  margin: 0.5\n",
     ),
     # What relgan's own choices ask of relgan's own networks goes with any other.
     (PLUGINS, "model=mlp", "loss=wgan", "scale=smoke"): ("name: mlp\n  latent_dim: 8\n  hidden: 256\n",),

@@ -72,7 +72,10 @@ def _input_gradient(critic: Critic, images: Tensor) -> Tensor:
     """∂C/∂x at each image: float32 or wider, the shape of ``images``, with a graph."""
     with torch.enable_grad():
         images = images.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(critic(images).float().sum(), images, create_graph=True)
+        total = critic(images).float().sum()
+        # Autocast would round what it differentiates, also behind layers that ran in float32.
+        with torch.autocast(images.device.type, enabled=False):
+            (gradient,) = torch.autograd.grad(total, images, create_graph=True)
     return _widened(gradient)
 
 

@@ -53,7 +53,9 @@ def run_dir(shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def conditional_run(shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_in(tmp_path_factory.mktemp("conditional"), shared_cache, "dataset=digits", "dataset.labels=true")
+    """Updates so large that the classifier sees a difference between classes."""
+    words = ("dataset=digits", "dataset.labels=true", "optimizer.lr_g=0.05", "metrics.generator=raw")
+    return train_in(tmp_path_factory.mktemp("conditional"), shared_cache, *words)
 
 
 def evaluations(run_dir: Path) -> list[dict[str, float]]:

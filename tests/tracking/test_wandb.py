@@ -41,7 +41,7 @@ def test_an_offline_run_holds_a_copy_of_the_local_records(tmp_path: Path, caplog
     assert (run.project, run.run_group, run.job_type) == ("proj", "group", "train")
     assert set(run.tags) == {"ragan", "average", "digits", "extra"}
     config = {update.key: json.loads(update.value_json) for update in run.config.update}
-    assert config["loss"] == {"name": "ragan", "generator_terms": "both"}
+    assert config["loss"] == {"name": "ragan", "centring": 0, "lecam": 0, "generator_terms": "both"}
     assert config["model"]["width"] == 2
     assert config["seed"] == 1
     assert tiny.summary(directory)["tracker_run_id"] == run.run_id == tiny.last(directory)["tracker_run_id"]

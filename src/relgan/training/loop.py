@@ -96,6 +96,7 @@ class Loop:
         self.interval_iterations = 0
         self.critic_result: CriticResult | None = None
         self.generator_result: GeneratorResult | None = None
+        self.penalised = True
 
     def run_until_done(self) -> Outcome:
         log.info("%s", self.run.describe())
@@ -152,8 +153,8 @@ class Loop:
         redraws = config.train.redraw_real and run.update.loss.needs_real_for_generator
         reals.append(state.batches.next() if redraws else reals[-1])
         run.schedules.apply(state.step)
-        penalised = state.step % run.update.penalty.interval == 0
-        self.critic_result, self.generator_result = run.iteration(reals, penalised=penalised)
+        self.penalised = state.step % run.update.penalty.interval == 0
+        self.critic_result, self.generator_result = run.iteration(reals, penalised=self.penalised)
         state.ema.update(state.generator)
         state.step += 1
         self.interval_iterations += 1
@@ -169,6 +170,8 @@ class Loop:
         assert self.critic_result is not None
         assert self.generator_result is not None
         values = measure(self.run, self.critic_result, self.generator_result)
+        if not self.penalised:
+            del values["train/penalty"]
         now = time.perf_counter()
         rate = self.speed.add(now - self.interval_started, self.interval_iterations)
         self.interval_started, self.interval_iterations = now, 0

@@ -123,7 +123,6 @@ class Update:
         penalty = self._backward_penalty(reals, fakes) if penalised else torch.zeros_like(loss)
         grad_norm = self._apply(self.optimizer_d, self.critic, loss + penalty)
         self.penalty.after_step(self.critic)
-        self.side_terms.observe(real_logits, fake_logits)
         self.strength.steer(self.loss.compare(real_logits, fake_logits)[0])
         return CriticResult(loss, penalty, grad_norm, real_logits, fake_logits)
 
@@ -176,6 +175,7 @@ class Update:
         return flat_logits(logits)
 
     def _critic_loss(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        self.side_terms.observe(real_logits, fake_logits)
         return self.loss.discriminator(real_logits, fake_logits) + self.side_terms(real_logits, fake_logits)
 
     def _constant_logits(self, real: Batch) -> Tensor | None:
@@ -195,7 +195,8 @@ class Update:
             for images, *how in in_parts(view, self.accumulate, (self.critic,)):
                 with self.precision.autocast():
                     term = self.penalty.term(self._judge_as(*how), images)
-                    term = term * (self.penalty.interval / self.accumulate) * self.penalty_scale
+                # A penalty may look at fewer images than there are, which parts share unequally.
+                term = term * (self.penalty.interval * len(images) / len(points)) * self.penalty_scale
                 term.backward()
                 total += term.detach()
         return total
