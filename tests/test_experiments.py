@@ -122,6 +122,7 @@ def test_the_published_numbers(experiment: str) -> None:
     assert (model.spectral_norm, model.generator_spectral_norm) == (setup.spectral_norm, False)
     assert (model.norm, model.activation, model.pack) == (setup.norm, setup.activation, setup.pack)
     assert model.upsample == "transposed"
+    assert config.augment.name == "none"
     assert (optimizer.name, optimizer.lr_g, optimizer.lr_d) == ("adam", setup.lr, setup.lr)
     assert (tuple(optimizer.betas), optimizer.eps, optimizer.decay) == (setup.betas, 1e-8, 0)
     assert optimizer.n_critic == setup.n_critic

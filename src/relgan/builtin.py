@@ -100,7 +100,7 @@ register_penalty("clip", ClipOptions, "relgan.penalties:clip", about="WGAN's cli
 class ConvOptions(ModelOptions):
     """A convolutional generator and critic (Jolicoeur-Martineau 2018, appendix; Radford et al. 2015)."""
 
-    width: int = option(24, "channels of the widest-resolution layer (the papers' h)", ge=1)
+    width: int = option(64, "channels of the widest-resolution layer (the papers' h)", ge=1)
     spectral_norm: bool = option(True, "spectral norm on the critic's convolutions; removes its batch norm")
     generator_spectral_norm: bool = option(
         False, "spectral norm on the generator's convolutions; removes its batch norm"
@@ -112,7 +112,7 @@ class ConvOptions(ModelOptions):
         choices=("default", "selu", "tanh"),
     )
     upsample: str = option(
-        "transposed",
+        "resize",
         "transposed convolution, or nearest-neighbour ×2 followed by a 3×3 convolution",
         choices=("transposed", "resize"),
     )
@@ -123,8 +123,6 @@ class ConvOptions(ModelOptions):
 @dataclass
 class Cnn32Options(ConvOptions):
     """The standard CNN of the CIFAR-10 experiments."""
-
-    width: int = option(64, "channels of the widest-resolution layer (the papers' h)", ge=1)
 
     def check(self, config: Any) -> None:
         if config.dataset.image_size != 32:
@@ -168,7 +166,11 @@ register_model(
     "dcgan", ConvOptions, "relgan.networks.dcgan:build", about="DCGAN at 16 to 256 pixels", facts=_CONDITIONAL
 )
 register_model(
-    "cnn32", Cnn32Options, "relgan.networks.cnn32:build", about="the standard CNN of CIFAR-10", facts=_CONDITIONAL
+    "cnn32",
+    Cnn32Options(upsample="transposed"),
+    "relgan.networks.cnn32:build",
+    about="the standard CNN of CIFAR-10",
+    facts=_CONDITIONAL,
 )
 register_model(
     "r3gan", R3GANOptions, "relgan.networks.r3gan:build", about="R3GAN's residual networks", facts=_CONDITIONAL

@@ -89,7 +89,7 @@ class CatSource(Source):
 
 @register_dataset(
     "cat",
-    DatasetOptions(image_size=64, min_images=1000),
+    DatasetOptions(image_size=64, min_images=1000, hflip=True),
     about="9,997 annotated photos",
     facts=DatasetCard(
         terms="cite Zhang et al. 2008", size="about 2 GB", get="dataset.path=DIRECTORY of CAT_*", labels=False

@@ -18,7 +18,7 @@ _SPLITS = {"train": "0", "valid": "1", "test": "2"}
 
 @register_dataset(
     "celeba",
-    DatasetOptions(image_size=64, min_images=1000),
+    DatasetOptions(image_size=64, min_images=1000, hflip=True),
     about="202,599 aligned faces",
     facts=DatasetCard(
         terms="research, not commercial",

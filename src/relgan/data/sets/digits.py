@@ -14,7 +14,7 @@ _CARD = DatasetCard(
 )
 
 
-@register_dataset("digits", DatasetOptions, about="1,797 written digits", facts=_CARD)
+@register_dataset("digits", DatasetOptions(image_size=16), about="1,797 written digits", facts=_CARD)
 def digits(options: DatasetOptions) -> ArraySource:
     """scikit-learn's 1,797 handwritten digits, 8×8 with values 0 … 16, one channel."""
     from sklearn.datasets import load_digits
@@ -25,7 +25,10 @@ def digits(options: DatasetOptions) -> ArraySource:
 
 
 @register_dataset(
-    "stacked_digits", StackedOptions, about="three digits as RGB: 1,000 modes", facts=replace(_CARD, digits=3)
+    "stacked_digits",
+    StackedOptions(image_size=16),
+    about="three digits as RGB: 1,000 modes",
+    facts=replace(_CARD, digits=3),
 )
 def stacked_digits(options: StackedOptions) -> StackedSource:
     """1,000 modes without a download."""
