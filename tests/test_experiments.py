@@ -17,10 +17,11 @@ from PIL import Image
 
 import tiny
 from relgan.build import build_run
+from relgan.builtin import AdaOptions, R3GANOptions, ZeroCenteredOptions
 from relgan.cli.command import Line
 from relgan.cli.compose import compose, conf_dir
-from relgan.config import Config
-from relgan.registry import LOSSES
+from relgan.config import Config, OptimizerConfig, ScheduleConfig
+from relgan.registry import LOSSES, PENALTIES, AugmentOptions
 from relgan.training.loop import Outcome, train
 
 CONF = conf_dir()
@@ -72,7 +73,39 @@ PUBLISHED = {
     "cat256": Setup("cat", 256, *DCGAN, 32, False, "sgan lsgan wgan_gp rsgan rasgan ralsgan", pack=2, fid_images=2_000),
     "cat256_sn": Setup("cat", 256, *DCGAN, 32, True, "sgan", "cat256", pack=2, fid_images=2_000),
 }
-OTHERS = {"celeba64", "generator_terms", "stacked"}
+
+
+class Preset(NamedTuple):
+    """One column of R3GAN's table; counts of images are in millions."""
+
+    dataset: str
+    size: int
+    labels: bool
+    widths: list[int]  # from 4×4
+    groups: list[int]
+    gamma: tuple[float, float]
+    p: float
+    half_life: float
+    burn_in: float
+    total: float
+    batch: int
+
+
+R3GAN = {
+    "r3gan_stacked": Preset("stacked_mnist", 32, False, [768] * 4, [96] * 4, (1, 0.1), 0, 0.5, 2, 10, 512),
+    "r3gan_cifar10": Preset("cifar10", 32, True, [768] * 4, [96] * 4, (0.05, 0.005), 0.55, 5, 20, 250, 512),
+    "r3gan_64": Preset("folder", 64, False, [768] * 4 + [384], [96] * 4 + [48], (2, 0.2), 0.3, 0.5, 20, 100, 256),
+    "r3gan_256": Preset(
+        *("folder", 256, False, [768] * 4 + [384, 192, 96], [96] * 4 + [48, 24, 12], (150, 15), 0.3, 0.5, 20),
+        total=100,  # not published
+        batch=256,
+    ),
+    "r3gan_imagenet32": Preset("folder", 32, True, [1536] * 4, [96] * 4, (0.5, 0.05), 0.5, 50, 200, 1000, 4096),
+    "r3gan_imagenet64": Preset("folder", 64, True, [1536] * 5, [96] * 5, (1, 0.1), 0.4, 50, 200, 1000, 4096),
+}
+OTHERS = {"celeba64", "gamma_pilot", "generator_terms", "relativism", "stacked"}
+EXPERIMENTS = [*PUBLISHED, *R3GAN, *sorted(OTHERS)]
+ON_DIGITS = {"gamma_pilot", "r3gan_stacked", "relativism", "stacked"}
 GRADIENT_PENALTY = {"wgan_gp", "rsgan_gp", "rasgan_gp"}
 
 
@@ -98,12 +131,12 @@ def swept(experiment: str) -> dict[str, Any]:
 
 
 def test_every_file_is_in_the_tables() -> None:
-    assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == set(PUBLISHED) | OTHERS
+    assert {path.stem for path in (CONF / "experiment").glob("*.yaml")} == {*PUBLISHED, *R3GAN, *OTHERS}
 
 
 def test_shared_parts_are_no_experiments() -> None:
     assert {path.stem for path in (CONF / "experiment").glob("*/*.yaml")} == {
-        *("cat", "cat256", "cifar10", "cifar10_unstable")
+        *("cat", "cat256", "cifar10", "cifar10_unstable", "r3gan", "r3gan_augmented")
     }
 
 
@@ -159,6 +192,62 @@ def test_hydra_sweeps_over_what_the_file_says(experiment: str) -> None:
     assert yaml.safe_load(printed)["hydra"]["sweeper"]["params"] == swept(experiment)
 
 
+@pytest.mark.parametrize("experiment", R3GAN)
+def test_the_published_numbers_of_r3gan(experiment: str) -> None:
+    preset = R3GAN[experiment]
+    config = composed(f"experiment={experiment}")
+    data, model, optimizer, schedule = config.dataset, config.model, config.optimizer, config.schedule
+    train, metrics = config.train, config.metrics
+    assert config.name == experiment
+    assert (data.name, data.image_size, data.labels, data.hflip) == (preset.dataset, preset.size, preset.labels, False)
+    assert data.num_images == (128_000 if experiment == "r3gan_stacked" else None)
+    assert data.split == ("all" if data.name == "folder" else "train")
+    assert isinstance(model, R3GANOptions)
+    widths = model.stage_widths(data.image_size)
+    assert (widths, [2 * width // model.group_channels(width) for width in widths]) == (preset.widths, preset.groups)
+    assert (model.latent_dim, model.blocks) == (64, 2)
+    assert (config.loss.name, config.loss.centring, config.loss.lecam) == ("rsgan", 0, 0)
+    first, last = preset.gamma
+    assert config.penalty == ZeroCenteredOptions("r1r2", weight=first, interval=1, share=1)
+    assert schedule == ScheduleConfig(
+        *(preset.burn_in * 1e6, 5e-5, 5e-5, 0.99, last, preset.p or None, preset.half_life * 1e6)
+    )
+    assert config.augment == (AdaOptions("ada", p=0, target=None) if preset.p else AugmentOptions("none"))
+    assert optimizer == OptimizerConfig("adam", 2e-4, 2e-4, [0.0, 0.9], 1e-8, n_critic=1, decay=0)
+    assert (train.batch_size, train.epochs, train.redraw_real) == (preset.batch, None, True)
+    assert train.iterations == round(preset.total * 1e6 / preset.batch)
+    assert (metrics.name, metrics.generator) == ("default", "ema")
+    assert metrics.every is not None
+    assert 18 < train.iterations / metrics.every < 22
+
+
+@pytest.mark.parametrize("experiment", R3GAN)
+def test_scale_cpu_is_the_same_recipe_in_proportion(experiment: str) -> None:
+    preset = R3GAN[experiment]
+    full, small = (composed(f"experiment={experiment}", *words) for words in ((), ("scale=cpu",)))
+    assert small.train.iterations is not None
+    images = small.train.iterations * small.train.batch_size
+    assert images == 200_000
+    schedule = small.schedule
+    assert schedule.burn_in == pytest.approx(images * preset.burn_in / preset.total)
+    assert schedule.ema_half_life == pytest.approx(images * preset.half_life / preset.total)
+    for rates in ((small.optimizer.lr_g, schedule.lr_g), (small.optimizer.lr_d, schedule.lr_d)):
+        assert rates == (1e-3, 2.5e-4)  # a quarter, like 2e-4 → 5e-5
+    of_images = {name: getattr(schedule, name) for name in ("burn_in", "ema_half_life", "lr_g", "lr_d")}
+    assert schedule == dataclasses.replace(full.schedule, **of_images)
+    assert (small.loss, small.penalty, small.augment) == (full.loss, full.penalty, full.augment)
+    assert isinstance(small.model, R3GANOptions)
+    assert small.dataset.image_size == min(preset.size, 64)
+    assert max(small.model.stage_widths(small.dataset.image_size)) == 32
+    assert (small.name, small.metrics.num_images) == ("cpu", 1000)
+
+
+@pytest.mark.parametrize("words", [("experiment=cifar10_stable_a",), ("experiment=celeba64",), ("model=r3gan",), ()])
+def test_scale_cpu_makes_anything_200_000_images_long(words: tuple[str, ...]) -> None:
+    train = composed(*words, "scale=cpu").train
+    assert (train.iterations, train.epochs, train.batch_size) == (3125, None, 64)
+
+
 @pytest.mark.parametrize(("experiment", "epochs"), [("celeba64", 200), ("generator_terms", 10)])
 def test_the_readers_experiments_on_celeba(experiment: str, epochs: int) -> None:
     config = composed(f"experiment={experiment}")
@@ -180,12 +269,27 @@ def test_what_the_readers_experiments_compare() -> None:
     assert "modes" in stacked.metrics.scores
 
 
+def test_the_pilot_varies_nothing_but_the_penalty_of_networks_without_normalisation() -> None:
+    assert swept("gamma_pilot") == {"penalty.weight": "0.01,0.1,1,10", "seed": "1,2"}
+    pilot = composed("experiment=gamma_pilot")
+    assert (pilot.loss.name, pilot.penalty.name, pilot.model.name) == ("rsgan", "r1r2", "dcgan")
+    assert (pilot.model.norm, pilot.model.spectral_norm, pilot.model.generator_spectral_norm) == ("none", False, False)
+    assert (pilot.dataset, pilot.optimizer.betas) == (composed().dataset, [0, 0.99])
+
+
+def test_relativism_is_the_default_run_under_27_objectives() -> None:
+    assert swept("relativism") == {"loss": "sgan,rsgan,ragan", "penalty": "none,r1,r1r2", "seed": "1,2,3"}
+    assert composed("experiment=relativism") == dataclasses.replace(composed(), name="relativism")
+    for penalty in ("r1", "r1r2"):
+        assert composed("experiment=relativism", f"penalty={penalty}").penalty == PENALTIES[penalty].options
+
+
 def test_the_command_line_has_the_last_word() -> None:
     config = composed("experiment=cat256", "loss=sgan", "dataset=digits", "model=dcgan", "optimizer.lr_g=7e-7")
     assert (config.loss.name, config.dataset.name, config.optimizer.lr_g) == ("sgan", "digits", 7e-7)
 
 
-@pytest.mark.parametrize("experiment", [*PUBLISHED, *sorted(OTHERS)])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_smoke_makes_any_of_them_small(experiment: str) -> None:
     small = composed(f"experiment={experiment}", "scale=smoke")
     assert small.train.iterations is not None
@@ -196,19 +300,19 @@ def test_smoke_makes_any_of_them_small(experiment: str) -> None:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty pictures of noise, as large as the largest experiment wants them."""
+    """Twenty pictures of noise in two folders, as large as the largest experiment wants them."""
     path = tmp_path_factory.mktemp("photos") / "photos.zip"
     noise = np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(20):
             picture = Image.fromarray(noise.integers(0, 256, (256, 256, 3), np.uint8))
-            with archive.open(f"{number:02d}.png", "w") as file:
+            with archive.open(f"{number % 2}/{number:02d}.png", "w") as file:
                 picture.save(file, "PNG", compress_level=1)
     return path
 
 
-QUICK = ("cifar10_stable_a", "cat64", "generator_terms")
-EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in [*PUBLISHED, *sorted(OTHERS)]]
+QUICK = ("cifar10_stable_a", "cat64", "generator_terms", "r3gan_cifar10")
+EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXPERIMENTS]
 
 
 @pytest.mark.parametrize("experiment", EVERY)
@@ -216,9 +320,9 @@ def test_smoke_really_runs(experiment: str, photos: Path, tmp_path: Path) -> Non
     """`make smoke` runs them all, scored by the feature network whose weights need no download."""
     torch.set_num_threads(1)
     data = ["dataset=folder", f"dataset.path={photos}"]
-    if experiment == "stacked":
+    if experiment in ON_DIGITS:
         data = ["dataset=stacked_digits", "dataset.num_images=64"]
-    judge = "digits" if experiment == "stacked" else "efficientnet_lite0"
+    judge = "digits" if experiment in ON_DIGITS else "efficientnet_lite0"
     scores = ["metrics=none"] if experiment in QUICK else [f"metrics.extractor={judge}"]
     config = composed(f"experiment={experiment}", "scale=smoke", "tracker=none", "device=cpu", *data, *scores)
     assert train(build_run(config, tmp_path / "run")) == Outcome("finished", 0)
