@@ -71,8 +71,8 @@ class Network:
 
 
 NETWORKS = {
-    "cnn32": Network(ConvOptions("cnn32", LATENT, WIDTH, spectral_norm=True), 32, 32),
-    "dcgan64": Network(ConvOptions("dcgan", LATENT, WIDTH, spectral_norm=False), 64, 64),
+    "cnn32": Network(ConvOptions("cnn32", LATENT, WIDTH, spectral_norm=True, upsample="transposed"), 32, 32),
+    "dcgan64": Network(ConvOptions("dcgan", LATENT, WIDTH, spectral_norm=False, upsample="transposed"), 64, 64),
 }
 
 
@@ -84,9 +84,8 @@ def build_update(
     generator, critic = build_networks(found.model, found.image_size, channels=3)
     for made in (generator, critic):
         made.to(device, memory_format=torch.channels_last)
-    optimizer_g, optimizer_d = build_optimizers(
-        OptimizerConfig(lr_g=2e-4, lr_d=2e-4), generator, critic, captured=captured
-    )
+    options = OptimizerConfig(lr_g=2e-4, lr_d=2e-4, betas=[0.5, 0.999])
+    optimizer_g, optimizer_d = build_optimizers(options, generator, critic, captured=captured)
     return Update(
         generator=generator,
         critic=critic,

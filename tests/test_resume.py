@@ -70,7 +70,7 @@ def test_another_choice_is_named_before_the_options_that_come_with_it() -> None:
     changed = values("loss.name=rsgan", "penalty.name=gp")
     assert [option for option, _, _ in differences(values(), changed)] == [
         *("loss.name", "penalty.name"),
-        *("loss.generator_terms", "penalty.weight"),
+        *("loss.generator_terms", "penalty.interval", "penalty.weight"),
     ]
 
 

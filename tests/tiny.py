@@ -27,6 +27,7 @@ from relgan.training.update import Precision, Update
 
 SIZE = (
     "dataset.num_images=64",
+    "dataset.image_size=32",
     "model.width=2",
     "model.latent_dim=4",
     "train.batch_size=4",
@@ -35,8 +36,8 @@ SIZE = (
     "precision=fp32",
     "device=cpu",
 )
-# Batch norm in both networks, at the papers' learning rates.
-CALM = ("model.spectral_norm=false", "optimizer.lr_g=2e-4", "optimizer.lr_d=2e-4")
+# Batch norm in both networks, and Adam as in the papers.
+CALM = ("model.spectral_norm=false", "optimizer.lr_g=2e-4", "optimizer.lr_d=2e-4", "optimizer.betas=[0.5,0.999]")
 OPTIONS = ("dataset.name=digits", "tracker.name=none", "metrics.scores=[]", *CALM, *SIZE)
 ARGUMENTS = ("dataset=digits", "tracker=none", "metrics=none", *SIZE)
 

@@ -66,11 +66,11 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
 @pytest.mark.parametrize("residence", ["auto", "host", "device"])
 def test_batches_are_the_sampled_images_scaled(store: PackedStore, residence: str) -> None:
     indices = Sampler(40, 8, "epoch", seed=5).next()
-    batch = Batches(store, Sampler(40, 8, "epoch", seed=5), torch.device("cpu"), False, residence).next()
+    images = Batches(store, Sampler(40, 8, "epoch", seed=5), torch.device("cpu"), False, residence=residence).next().images
     expected = store.images[indices.numpy()].transpose(0, 3, 1, 2) / 127.5 - 1
-    np.testing.assert_allclose(batch.numpy(), expected, atol=1e-6)
-    assert batch.dtype == torch.float32
-    assert batch.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(images.numpy(), expected, atol=1e-6)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_hflip_mirrors_about_half_of_the_images_and_only_mirrors(store: PackedStore) -> None:
@@ -79,7 +79,7 @@ def test_hflip_mirrors_about_half_of_the_images_and_only_mirrors(store: PackedSt
     flipped = Batches(store, Sampler(40, 40, "epoch", seed=5), device, True)
     mirrored = 0
     for _ in range(20):
-        for original, seen in zip(plain.next(), flipped.next(), strict=True):
+        for original, seen in zip(plain.next().images, flipped.next().images, strict=True):
             is_mirrored = torch.equal(seen, original.flip(2))
             assert is_mirrored or torch.equal(seen, original)
             mirrored += is_mirrored
@@ -95,7 +95,7 @@ def test_batches_resume_exactly_mirrors_included(store: PackedStore) -> None:
     second = Batches(store, Sampler(40, 8, "epoch", seed=5), device, True)
     second.load_state_dict(first.state_dict())
     for _ in range(4):
-        assert torch.equal(first.next(), second.next())
+        assert torch.equal(first.next().images, second.next().images)
 
 
 @pytest.mark.gpu
@@ -103,7 +103,8 @@ def test_batches_resume_exactly_mirrors_included(store: PackedStore) -> None:
 def test_batches_arrive_on_the_gpu(store: PackedStore, residence: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    batch = Batches(store, Sampler(40, 8, "epoch", seed=5), torch.device("cuda"), True, residence).next()
-    reference = Batches(store, Sampler(40, 8, "epoch", seed=5), torch.device("cpu"), True).next()
-    assert torch.allclose(batch.cpu(), reference, atol=1e-6)
-    assert batch.is_contiguous(memory_format=torch.channels_last)
+    sampler = Sampler(40, 8, "epoch", seed=5)
+    images = Batches(store, sampler, torch.device("cuda"), True, residence=residence).next().images
+    reference = Batches(store, Sampler(40, 8, "epoch", seed=5), torch.device("cpu"), True).next().images
+    assert torch.allclose(images.cpu(), reference, atol=1e-6)
+    assert images.is_contiguous(memory_format=torch.channels_last)

@@ -59,7 +59,7 @@ def is_normalised(module: nn.Module) -> bool:
     ],
 )
 def test_dcgan_parameters_counted_by_hand(size: int, width: int, generator: int, critic: int) -> None:
-    networks = build_networks(tiny.model(width=width), size, 3)
+    networks = build_networks(tiny.model(width=width, upsample="transposed"), size, 3)
     assert (count(networks[0]), count(networks[1])) == (generator, critic)
 
 
@@ -70,9 +70,12 @@ def test_dcgan_parameters_by_formula(size: int, h: int, z: int, c: int) -> None:
     m = size // 8
     inner = 16 * h * h * 2 * (m * m - 1) // 3
     widths = h * (2 * m - 1)
-    generator, critic = build_networks(tiny.model(width=h, latent_dim=z), size, c)
+    generator, critic = build_networks(tiny.model(width=h, latent_dim=z, upsample="transposed"), size, c)
     assert count(generator) == 16 * z * h * m + inner + 2 * widths + 16 * h * c
     assert count(critic) == 16 * c * h + inner + 2 * (widths - h) + 16 * h * m
+    # 3×3 instead of 4×4 in all layers but the first.
+    resizing, _ = build_networks(tiny.model(width=h, latent_dim=z, upsample="resize"), size, c)
+    assert count(resizing) == 16 * z * h * m + inner * 9 // 16 + 2 * widths + 9 * h * c
 
 
 def test_cnn32_parameters_counted_by_hand() -> None:
@@ -344,8 +347,8 @@ def test_channels_last_gives_the_same_numbers(name: str, spectral: bool, upsampl
 
 
 def test_the_registered_defaults() -> None:
-    assert MODELS["dcgan"].options == ConvOptions("dcgan", width=24, spectral_norm=True)
-    assert MODELS["cnn32"].options == Cnn32Options("cnn32", width=64, spectral_norm=True)
+    assert MODELS["dcgan"].options == ConvOptions("dcgan", width=64, spectral_norm=True, upsample="resize")
+    assert MODELS["cnn32"].options == Cnn32Options("cnn32", width=64, spectral_norm=True, upsample="transposed")
     for name in ("dcgan", "cnn32"):
         build_networks(MODELS[name].options, 32, 3)
 

@@ -199,7 +199,7 @@ def test_compiled_networks_make_the_eager_updates(loss: str, penalty: Penalty) -
 
 def test_moments_cross_between_engines_and_rates_stay_each_ones_own() -> None:
     """A graph reads the rate from a tensor, so it must stay that tensor."""
-    config = OptimizerConfig(lr_d=0.25)
+    config = OptimizerConfig(lr_d=0.25, betas=[0.5, 0.999])
     networks = build_networks(tiny.model(width=2, latent_dim=4), 32, 1)
     plain = build_optimizers(config, *networks)[1]
     captured = build_optimizers(config, *networks, captured=True, moving_beta2=True)[1]

@@ -404,7 +404,8 @@ def test_a_directory_in_use_is_refused_and_untouched(tmp_path: Path) -> None:
 
 def test_scores_that_fail_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last checkpoint is written before the last scores are computed."""
-    run = build_run(tiny.config("train.iterations=3", "train.checkpoint_every=0"), tmp_path / "run")
+    options = ("train.iterations=3", "train.checkpoint_every=0", "metrics.every=0")
+    run = build_run(tiny.config(*options), tmp_path / "run")
 
     class Failing:
         protocol: ClassVar[dict[str, object]] = {}

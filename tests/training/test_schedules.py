@@ -51,9 +51,11 @@ def test_exponential_decay_multiplies_after_each_epoch() -> None:
 @contextlib.contextmanager
 def built(directory: Path, *options: str) -> Iterator[Run]:
     run = build_run(tiny.config(*options), directory)
-    yield run
-    run.trackers.close(0)
-    run.lock.release()
+    try:
+        yield run
+    finally:
+        run.trackers.close(0)
+        run.lock.release()
 
 
 def test_every_value_reaches_its_place(tmp_path: Path) -> None:

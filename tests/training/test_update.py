@@ -36,7 +36,7 @@ def make(
         tiny.model(width=2, latent_dim=4, pack=pack, spectral_norm=spectral_norm),
         loss,
         penalty=penalty or Penalty(),
-        optimizer=OptimizerConfig(name=optimizer, lr_g=lr, lr_d=lr),
+        optimizer=OptimizerConfig(name=optimizer, lr_g=lr, lr_d=lr, betas=[0.5, 0.999]),
         precision=precision,
         pack=pack,
     )
