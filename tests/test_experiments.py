@@ -21,7 +21,7 @@ from relgan.builtin import AdaOptions, R3GANOptions, ZeroCenteredOptions
 from relgan.cli.command import Line
 from relgan.cli.compose import compose, conf_dir
 from relgan.config import Config, OptimizerConfig, ScheduleConfig
-from relgan.registry import LOSSES, PENALTIES, AugmentOptions
+from relgan.registry import DATASETS, LOSSES, PENALTIES, AugmentOptions
 from relgan.training.loop import Outcome, train
 
 CONF = conf_dir()
@@ -296,6 +296,18 @@ def test_smoke_makes_any_of_them_small(experiment: str) -> None:
     assert small.train.iterations * small.train.batch_size * small.optimizer.n_critic <= 320
     assert max(small.model.width, small.model.latent_dim, small.metrics.num_images) <= 16
     assert small.name == "smoke"  # not among the real runs
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_minutes_and_an_hour_shrink_every_data_set(name: str) -> None:
+    minutes, hour = (composed(f"dataset={name}", f"scale={scale}") for scale in ("minutes", "hour"))
+    assert minutes.dataset.image_size == (16 if "digits" in name else 32)
+    assert hour.dataset.image_size == (64 if name in {"celeba", "cat", "folder"} else 32)
+    for small in (minutes, hour):
+        assert (small.model.name, small.optimizer.lr_d, small.optimizer.betas) == ("dcgan", 5e-4, [0.0, 0.99])
+        assert small.model.width <= 48
+    chosen = composed(f"dataset={name}", "scale=minutes", "model=r3gan", "train.iterations=7")
+    assert (chosen.model.name, chosen.train.iterations) == ("r3gan", 7)
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,8 @@ def test_log_lines_are_shown_on_request_and_always_kept(
     assert "finished after 4 updates" in shown
     assert not errors
     for name in ("silent", "shown"):
-        assert re.search(rf"finished after 4 updates, \d+ s: {name}$", Path(name, "train.log").read_text(), re.MULTILINE)
+        kept = Path(name, "train.log").read_text()
+        assert re.search(rf"finished after 4 updates, \d+ s: {name}$", kept, re.MULTILINE)
     relgan.train(tiny.ARGUMENTS, directory="silent again")
     assert capfd.readouterr() == ("", "")
 

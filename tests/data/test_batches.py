@@ -66,7 +66,8 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
 @pytest.mark.parametrize("residence", ["auto", "host", "device"])
 def test_batches_are_the_sampled_images_scaled(store: PackedStore, residence: str) -> None:
     indices = Sampler(40, 8, "epoch", seed=5).next()
-    images = Batches(store, Sampler(40, 8, "epoch", seed=5), torch.device("cpu"), False, residence=residence).next().images
+    batches = Batches(store, Sampler(40, 8, "epoch", seed=5), torch.device("cpu"), False, residence=residence)
+    images = batches.next().images
     expected = store.images[indices.numpy()].transpose(0, 3, 1, 2) / 127.5 - 1
     np.testing.assert_allclose(images.numpy(), expected, atol=1e-6)
     assert images.dtype == torch.float32
