@@ -72,6 +72,9 @@ def losses(loss: str, seed: int, progress: float) -> dict[str, float]:
     return {
         "train/loss_d": real,
         "train/loss_g": 1 - real,
+        "train/penalty": 0.0 if loss == "sgan" else 0.2 * real,
+        "train/logit_real": 4 * progress if relativistic else real,
+        "train/logit_fake": 4 * progress - real if relativistic else -real,
         "train/prob_real": real,
         "train/prob_fake": fake,
         "train/pull_real": pull * rng.uniform(0.9, 1.1) * (1 if relativistic else 0.1),

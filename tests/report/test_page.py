@@ -74,6 +74,11 @@ def test_every_variant_is_in_every_chart(visit: Visit) -> None:
     assert probabilities.first.locator(".line").count() == 2
     gradients = page.locator(".training .charts:not(.small) svg.chart")
     assert [gradients.nth(i).locator(".line").count() for i in range(3)] == [len(LOSSES)] * 3
+    # The penalty of those that have one, and both logits.
+    without = LOSSES.index("sgan")
+    assert gradients.nth(3).locator(".line").count() == len(LOSSES) - 1
+    assert gradients.nth(3).locator(f'[data-variant="{without}"].line').count() == 0
+    assert [gradients.nth(i).locator(".line").count() for i in (4, 5)] == [len(LOSSES)] * 2
     assert all(not url.startswith("http") for url in visit.requests)
 
 
@@ -82,7 +87,7 @@ def test_a_variant_has_one_colour_everywhere(visit: Visit) -> None:
         .map(line => getComputedStyle(line).stroke)""")
     swatch = visit.page.evaluate("getComputedStyle(document.querySelector('.legend .s4')).backgroundColor")
     assert set(colours) == {swatch}
-    assert len(colours) == 3 + 2 + 3
+    assert len(colours) == 3 + 2 + 6
 
 
 def test_the_slider_changes_every_picture_by_keyboard(visit: Visit) -> None:

@@ -116,10 +116,11 @@ class Page:
         title = f"{name} on {column.dataset} over generator updates"
         return chart(series, title=title, x="generator updates", y=name, log=None) if series else ""
 
-    def line_chart(self, dataset: str, key: str, name: str) -> Any:
-        series = self._series(dataset, key)
+    def line_chart(self, dataset: str, key: str, name: str, *, log: bool = True) -> Any:
+        """Curves of a logged value; those that are 0 throughout (no penalty) are left out of a logarithmic one."""
+        series = [line for line in self._series(dataset, key) if not log or any(point.y for point in line.points)]
         title = f"{name} on {dataset} over generator updates"
-        return chart(series, title=title, x="generator updates", y=name, log=True) if series else ""
+        return chart(series, title=title, x="generator updates", y=name, log=log) if series else ""
 
     def _series(self, dataset: str, key: str) -> list[Series]:
         made = ((v, curve(self.comparison.of(v, dataset), key)) for v in self.comparison.variants)
