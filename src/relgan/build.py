@@ -73,6 +73,7 @@ def build_run(
         config=config,
         dir=directory,
         store=store,
+        class_counts=_class_counts(config, store),
         state=state,
         update=update,
         schedules=Schedules(config, len(store), state, update),
@@ -88,22 +89,26 @@ def build_run(
     return run
 
 
+def _class_counts(config: Config, store: PackedStore) -> list[int]:
+    """Images of each class that the networks are told of; empty without labels."""
+    return store.class_counts if config.dataset.labels else []
+
+
 def _build_state(config: Config, store: PackedStore, device: torch.device, *, captured: bool) -> TrainState:
     """What is trained."""
     torch.manual_seed(config.seed)
-    classes = len(store.class_counts) if config.dataset.labels else 0
+    classes = len(_class_counts(config, store))
     generator, critic = build_networks(config.model, config.dataset.image_size, store.channels, classes)
     for network in (generator, critic):
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    moving_beta2 = config.schedule.beta2 is not None
     batch_size = config.train.batch_size
     return TrainState(
         generator=generator,
         critic=critic,
-        optimizers=build_optimizers(config.optimizer, generator, critic, captured=captured, moving_beta2=moving_beta2),
+        optimizers=build_optimizers(config.optimizer, generator, critic, captured=captured),
         ema=EMA(generator, config.train.ema_decay),
         side_terms=build_side_terms(config.loss, device),
-        strength=Strength(config.augment, batch_size, device),
+        strength=Strength(config.augment, batch_size, device, scheduled=config.schedule.augment_p is not None),
         batches=Batches.of(store, config.dataset, batch_size, config.seed, device),
         device=device,
     )
@@ -156,5 +161,5 @@ def _build_evaluator(config: Config, store: PackedStore, device: torch.device) -
         latent_dim=config.model.latent_dim,
         seed=config.seed,
         device=device,
-        class_counts=store.class_counts if config.dataset.labels else (),
+        class_counts=_class_counts(config, store),
     )

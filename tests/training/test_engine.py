@@ -116,10 +116,9 @@ def test_a_recording_that_computes_something_else_is_noticed() -> None:
     assert not agree(made, wrong, made.update, reals)
 
 
-def config(accumulate: int, *, optimizer: str = "adam", beta2: float | None = None) -> Config:
+def config(accumulate: int, beta2: float | None = None) -> Config:
     made = Config()
-    made.train.accumulate, made.optimizer.name = accumulate, optimizer
-    made.schedule.beta2 = beta2
+    made.train.accumulate, made.schedule.beta2 = accumulate, beta2
     return made
 
 
@@ -130,8 +129,7 @@ def config(accumulate: int, *, optimizer: str = "adam", beta2: float | None = No
         ("auto", CUDA, config(1), 1, "cudagraph"),
         ("auto", CUDA, config(2), 1, "eager"),
         ("auto", CUDA, config(1), 4, "eager"),
-        ("auto", CUDA, config(1, beta2=0.99), 1, "cudagraph"),
-        ("auto", CUDA, config(1, optimizer="rmsprop", beta2=0.99), 1, "eager"),
+        ("auto", CUDA, config(1, beta2=0.99), 1, "eager"),
         ("eager", CUDA, config(1), 1, "eager"),
         ("compiled", CPU, config(1), 1, "compiled"),
         ("cudagraph", CUDA, config(1), 1, "cudagraph"),
@@ -202,18 +200,16 @@ def test_moments_cross_between_engines_and_rates_stay_each_ones_own() -> None:
     config = OptimizerConfig(lr_d=0.25, betas=[0.5, 0.999])
     networks = build_networks(tiny.model(width=2, latent_dim=4), 32, 1)
     plain = build_optimizers(config, *networks)[1]
-    captured = build_optimizers(config, *networks, captured=True, moving_beta2=True)[1]
-    tensors = [captured.param_groups[0]["lr"], *captured.param_groups[0]["betas"]]
+    captured = build_optimizers(config, *networks, captured=True)[1]
+    tensor = captured.param_groups[0]["lr"]
     for parameter in networks[1].parameters():
         parameter.grad = torch.ones_like(parameter)
     plain.step()
     for source, target in ((plain, captured), (captured, plain)):
         load_optimizer_state(target, optimizer_state(source))
         assert tiny.differing(optimizer_state(source), optimizer_state(target)) == []
-    group = captured.param_groups[0]
-    assert [group["lr"], *group["betas"]] == tensors
-    assert all(now is then for now, then in zip([group["lr"], *group["betas"]], tensors, strict=True))
-    assert group["capturable"] is True
+    assert captured.param_groups[0]["lr"] is tensor
+    assert captured.param_groups[0]["capturable"] is True
     assert plain.param_groups[0]["lr"] == 0.25
     assert plain.param_groups[0]["betas"] == (0.5, 0.999)
     assert plain.param_groups[0]["capturable"] is False

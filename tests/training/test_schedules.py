@@ -104,6 +104,29 @@ def test_what_moves_is_logged_and_a_resumed_run_is_the_same_to_the_bit(tmp_path:
     assert all(keys <= record.keys() for record in logged)
 
 
+def test_a_resumed_run_looks_at_its_average_at_once(tmp_path: Path) -> None:
+    options = ("train.ema_decay=0", "schedule.burn_in=8", "schedule.ema_half_life=400", "train.iterations=8")
+    tiny.run(tmp_path, *options)
+    picture = tmp_path / "samples" / "step_00000008.png"
+    before = picture.read_bytes()
+    picture.unlink()
+    tiny.run(tmp_path, *options, "resume=auto")
+    assert picture.read_bytes() == before
+
+
+def test_a_half_life_counts_the_images_that_the_critic_sees(tmp_path: Path) -> None:
+    options = ("optimizer.n_critic=5", "schedule.burn_in=1", "schedule.ema_half_life=200")
+    with built(tmp_path, *options) as run:
+        run.schedules.apply(1)
+        # 20 images an update: half of the weight is gone after ten.
+        assert run.state.ema.decay**10 == pytest.approx(0.5)
+
+
+def test_a_penalty_that_skips_updates_is_in_the_log(tmp_path: Path) -> None:
+    tiny.run(tmp_path, "penalty.name=r1", "penalty.interval=2", "train.log_every=2")
+    assert all(record["train/penalty"] > 0 for record in tiny.records(tmp_path))
+
+
 def test_nothing_moves_unless_asked(tmp_path: Path) -> None:
     tiny.run(tmp_path)
     (record,) = [record for record in tiny.records(tmp_path) if record["kind"] == "train"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
+from relgan.augment import Augmentation
 from relgan.config import OptimizerConfig
 from relgan.data.batches import Batch
 from relgan.losses import AdversarialLoss, get_loss
@@ -258,3 +259,34 @@ def in_parts(loss: str, penalty: str, count: int) -> Update:
 
 def gradients(network: nn.Module) -> list[Tensor]:
     return [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+
+class Grey(Augmentation):
+    """Takes no random numbers."""
+
+    def __call__(self, images: Tensor, u: Tensor, p: Tensor) -> Tensor:
+        return torch.zeros_like(images)
+
+
+def test_an_augmentation_without_random_numbers_is_applied() -> None:
+    update = dataclasses.replace(make("sgan"), augmentation=Grey())
+    real, z = batch(1)
+    result = update.update_critic(real, z)
+    assert torch.equal(result.real_logits, result.fake_logits)
+
+
+@pytest.mark.parametrize("share", [0.4, 0.5])
+def test_parts_of_a_penalty_on_some_packed_images_meet_their_own_random_numbers(share: float) -> None:
+    """Each part of the points goes with its part of the numbers, however many there are."""
+    penalty = dataclasses.replace(tiny.penalty("r1r2"), share=share)
+    values = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        model = tiny.model(width=2, latent_dim=4, pack=2, norm="none", spectral_norm=True)
+        update = tiny.update(
+            model, "rsgan", penalty=penalty, augment="diffaugment", pack=2, dtype=torch.float64, accumulate=parts
+        )
+        real, z = batch(5, 16)
+        torch.manual_seed(7)
+        values.append(update.update_critic(Batch(real.images.double()), z.double()).penalty)
+    torch.testing.assert_close(values[1], values[0], rtol=1e-6, atol=1e-9)

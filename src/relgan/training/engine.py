@@ -99,11 +99,11 @@ def choose_engine(name: str, device: torch.device, config: Config, *, ranks: int
     Raises:
         ConfigError: the named engine cannot run this.
     """
-    moves_alpha = config.optimizer.name == "rmsprop" and config.schedule.beta2 is not None
     obstacles = {
         "needs a CUDA device": device.type != "cuda",
         "needs train.accumulate=1": config.train.accumulate > 1,
-        "needs schedule.beta2=null with rmsprop": moves_alpha,
+        # torch takes β₂ as a number, which a graph would keep.
+        "needs schedule.beta2=null": config.schedule.beta2 is not None,
         "runs in one process only": ranks > 1,
     }
     obstacle = next((reason for reason, applies in obstacles.items() if applies), None)

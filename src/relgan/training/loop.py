@@ -26,9 +26,7 @@ from relgan.training.update import CriticResult, GeneratorResult
 log = logging.getLogger("relgan")
 
 FINAL_SAVE_ATTEMPTS = 5
-WARM_UPS = 2  # logging intervals before speed says anything
-LONG = 2 * 3600.0  # seconds
-SHORTER = "scale=minutes and scale=hour train smaller networks on smaller images"
+NEGLIGIBLE, LONG = 30.0, 2 * 3600.0  # seconds left of a run: nothing to say, or too long for most people
 
 
 @dataclass(frozen=True)
@@ -118,9 +116,14 @@ class Loop:
             self.visit()
         with ProgressBar(run.total, state.step, visible=self.show and is_main()) as bar:
             self.restart_clock()
+            first = state.step + 1
             while state.step < run.total:
                 self.check_signals()
+                before = time.perf_counter()
                 self.iterate()
+                if run.device.type == "cpu" and state.step == first + 1:
+                    # The very first update also makes what the others use again.
+                    self.estimate_end(time.perf_counter() - before)
                 state.history.visited = False
                 bar.advance()
                 if self.log_is_due() and not self.log_training(bar):
@@ -153,7 +156,7 @@ class Loop:
         redraws = config.train.redraw_real and run.update.loss.needs_real_for_generator
         reals.append(state.batches.next() if redraws else reals[-1])
         run.schedules.apply(state.step)
-        self.penalised = state.step % run.update.penalty.interval == 0
+        self.penalised = (state.step + 1) % run.update.penalty.interval == 0
         self.critic_result, self.generator_result = run.iteration(reals, penalised=self.penalised)
         state.ema.update(state.generator)
         state.step += 1
@@ -179,8 +182,9 @@ class Loop:
             log.warning("diverged: a loss or gradient was not finite by update %d", self.state.step)
             return False
         self.state.seconds = now - self.started
-        if len(self.speed.seconds) == WARM_UPS:
-            self.foretell()
+        if self.run.device.type != "cpu" and len(self.speed.seconds) == 2:
+            # Before, the device may still have been warming up; between logs nothing waits for it.
+            self.estimate_end(self.speed.seconds[-1])
         values["train/images_per_second"] = rate
         self.run.trackers.log("train", self.state.step, self.state.seconds, values)
         bar.show(values)
@@ -189,12 +193,17 @@ class Loop:
             log.info("%6d/%d  %s", self.state.step, self.run.total, training_line(values))
         return True
 
-    def foretell(self) -> None:
-        """Say when the run will end, scores aside; where that is far away on a CPU, what is shorter."""
-        seconds = (self.run.total - self.state.step) * self.speed.seconds[-1]
+    def estimate_end(self, seconds_per_update: float) -> None:
+        """Say when the run will end; where that is far away on a CPU, also what is shorter."""
+        seconds = (self.run.total - self.state.step) * seconds_per_update
+        if seconds < NEGLIGIBLE:
+            return
         shrunk = any(word.startswith("scale=") for word in self.run.command)
-        advice = "" if shrunk or self.run.device.type != "cpu" or seconds < LONG else f"; {SHORTER}"
-        log.info("%s%s", ending_line(seconds), advice)
+        shorter = "scale=cpu" if self.config.model.name == "r3gan" else "scale=minutes or scale=hour"
+        advice = (
+            "" if shrunk or self.run.device.type != "cpu" or seconds < LONG else f"; {shorter} trains a smaller one"
+        )
+        log.info("%s, scores aside%s", ending_line(seconds), advice)
 
     def visit(self) -> None:
         """What is due between two updates."""

@@ -17,13 +17,11 @@ def build_optimizers(
     critic: nn.Module,
     *,
     captured: bool = False,
-    moving_beta2: bool = False,
 ) -> tuple[Optimizer, Optimizer]:
     """The generator's and the critic's optimizer.
 
     Args:
         captured: for a CUDA graph; the learning rate is then a tensor that the graph reads at every replay.
-        moving_beta2: whether a schedule moves β₂, which a graph then reads from a tensor, too.
     """
 
     def build(network: nn.Module, rate: float) -> Optimizer:
@@ -31,10 +29,6 @@ def build_optimizers(
         device = parameters[0].device
         lr = torch.tensor(rate, device=device) if captured else rate
         beta1, beta2 = config.betas
-        if config.name == "adam" and captured and moving_beta2:
-            # The fused kernel takes its betas as numbers.
-            betas = (torch.tensor(beta1, device=device), torch.tensor(beta2, device=device))
-            return Adam(parameters, lr, betas, config.eps, foreach=True, capturable=True)
         if config.name == "adam":
             # Apple's fused kernel does not know the mask that keeps weights from a gradient that is not finite.
             fused = device.type != "mps"

@@ -47,6 +47,8 @@ class Run:
     config: Config
     dir: RunDir
     store: PackedStore
+    class_counts: list[int]
+    """Training images of each class that the networks are told of; empty without labels."""
     state: TrainState
     update: Update
     schedules: Schedules
@@ -78,11 +80,6 @@ class Run:
         """Generator updates of the whole run."""
         return total_iterations(self.config.train, self.config.optimizer.n_critic, len(self.store))
 
-    @cached_property
-    def class_counts(self) -> list[int]:
-        """Training images of each class that the networks are told of; empty without labels."""
-        return self.store.class_counts if self.config.dataset.labels else []
-
     @property
     def score_every(self) -> int:
         """Generator updates between evaluations; 0: only at the start and the end."""
@@ -94,11 +91,13 @@ class Run:
         ranks = "" if world_size() == 1 else f" × {world_size()} ranks"
         weight = f" {config.penalty.weight:g}" if hasattr(config.penalty, "weight") else ""
         penalty = "" if config.penalty.name == "none" else f" + {config.penalty.name}{weight}"
+        augment = "" if config.augment.name == "none" else f" + {config.augment.name}"
+        labels = f", {len(self.class_counts)} classes" if self.class_counts else ""
         width = f" width {config.model.width}" if hasattr(config.model, "width") else ""
         computing = f"{self.device.type}{ranks} {self.update.precision.name} {self.engine}"
         return (
-            f"{config.loss.name}{penalty} · {config.model.name}{width} · {store.meta['name']} "
-            f"{len(store):,} images {store.image_size}×{store.image_size}×{store.channels} · "
+            f"{config.loss.name}{penalty}{augment} · {config.model.name}{width} · {store.meta['name']} "
+            f"{len(store):,} images {store.image_size}×{store.image_size}×{store.channels}{labels} · "
             f"{computing} · seed {config.seed} · {self.dir.path}"
         )
 
@@ -111,7 +110,7 @@ class Run:
         """Scores of the current generator under their full keys; empty with ``metrics=none``."""
         if self.evaluator is None:
             return {}
-        generator = self.state.averaged if self.config.metrics.generator == "ema" else self.state.generator
+        generator = self.state.ema.module if self.config.metrics.generator == "ema" else self.state.generator
         scores = self.evaluator.evaluate(generator)
         if is_main():
             self._save_neighbours(self.evaluator, generator)
@@ -146,7 +145,7 @@ class Run:
             training_images: (N, C, H, W) in [−1, 1]; None before the first update.
         """
         config, step = self.config, self.state.step
-        fixed, columns = self._samples(self.state.averaged, mode="eval")
+        fixed, columns = self._samples(self.state.ema.module, mode="eval")
         path = self._save(fixed, f"step_{step:08d}.png", columns)
         self.trackers.log_image("samples/fixed_noise", step, path, f"{config.loss.name}, {step} updates, fixed noise")
         if training_images is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from relgan.builtin import RandomOptions
 from relgan.config import Config
 from relgan.training.state import TrainState, set_rate
 from relgan.training.update import Update
@@ -42,11 +43,11 @@ class ExponentialDecay:
 
 
 @dataclass(frozen=True)
-class Moving:
-    """One value that moves: its course and where it goes."""
+class ScheduledValue:
+    """One value that moves: as a function of the images seen, and what sets it."""
 
-    course: Course
-    put: Callable[[float], None]
+    at: Course
+    set: Callable[[float], None]
 
 
 class Schedules:
@@ -63,15 +64,15 @@ class Schedules:
     def apply(self, step: int) -> None:
         """Set every value for the update that follows ``step`` generator updates."""
         for value in self.moving.values():
-            value.put(value.course(step * self._images))
+            value.set(value.at(step * self._images))
 
     def values(self, step: int) -> dict[str, float]:
         """Each value as the newest of ``step`` updates used it, by the key it is logged under."""
         images = max(0, step - 1) * self._images
-        return {f"train/{name}": value.course(images) for name, value in self.moving.items()}
+        return {f"train/{name}": value.at(images) for name, value in self.moving.items()}
 
 
-def _moving(config: Config, num_images: int, state: TrainState, update: Update) -> Iterator[tuple[str, Moving]]:
+def _moving(config: Config, num_images: int, state: TrainState, update: Update) -> Iterator[tuple[str, ScheduledValue]]:
     schedule, optimizer = config.schedule, config.optimizer
     burn_in = schedule.burn_in or 1.0
 
@@ -81,18 +82,19 @@ def _moving(config: Config, num_images: int, state: TrainState, update: Update) 
     rates = {"lr_g": (optimizer.lr_g, schedule.lr_g), "lr_d": (optimizer.lr_d, schedule.lr_d)}
     for (name, (first, last)), target in zip(rates.items(), state.optimizers, strict=True):
         if optimizer.decay:
-            yield name, Moving(ExponentialDecay(first, optimizer.decay, num_images), _rate_of(target))
+            yield name, ScheduledValue(ExponentialDecay(first, optimizer.decay, num_images), _rate_of(target))
         elif course := cosine(first, last):
-            yield name, Moving(course, _rate_of(target))
+            yield name, ScheduledValue(course, _rate_of(target))
     if course := cosine(optimizer.betas[1], schedule.beta2):
-        yield "beta2", Moving(course, _beta2_of(*state.optimizers))
+        yield "beta2", ScheduledValue(course, _beta2_of(*state.optimizers))
     weight = getattr(config.penalty, "weight", 1.0)
     if course := cosine(weight, schedule.gamma):
-        yield "gamma", Moving(course, lambda value: _fill(update.penalty_scale, value / weight))
-    if course := cosine(getattr(config.augment, "p", 0.0), schedule.augment_p):
-        yield "augment_p", Moving(course, lambda value: _fill(update.strength.p, value))
+        yield "gamma", ScheduledValue(course, lambda value: _fill(update.penalty_scale, value / weight))
+    if isinstance(config.augment, RandomOptions) and (course := cosine(config.augment.p, schedule.augment_p)):
+        yield "augment_p", ScheduledValue(course, lambda value: _fill(update.strength.p, value))
     if course := cosine(0.0, schedule.ema_half_life):
-        yield "ema_half_life", Moving(course, lambda value: state.ema.set_half_life(value, config.train.batch_size))
+        images = config.train.batch_size * optimizer.n_critic
+        yield "ema_half_life", ScheduledValue(course, lambda value: state.ema.set_half_life(value / images))
 
 
 def _fill(tensor: Tensor, value: float) -> None:
@@ -113,11 +115,9 @@ def _beta2_of(*optimizers: Optimizer) -> Callable[[float], None]:
     def put(value: float) -> None:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                if not isinstance(optimizer, Adam):
-                    group["alpha"] = value
-                elif isinstance(group["betas"][1], Tensor):
-                    group["betas"][1].fill_(value)
-                else:
+                if isinstance(optimizer, Adam):
                     group["betas"] = (group["betas"][0], value)
+                else:
+                    group["alpha"] = value
 
     return put

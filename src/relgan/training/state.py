@@ -43,9 +43,9 @@ class EMA:
         self.updates = 0
         self._starts_slowly = True
 
-    def set_half_life(self, images: float, batch_size: int) -> None:
-        """From now on let the weight of what was averaged halve with every ``images`` images; 0: at once."""
-        self.decay = 0.5 ** (batch_size / images) if images > 0 else 0.0
+    def set_half_life(self, updates: float) -> None:
+        """From now on let the weight of what was averaged halve in that many updates; 0: at once."""
+        self.decay = 0.5 ** (1 / updates) if updates > 0 else 0.0
         self._starts_slowly = False
 
     @torch.no_grad()
@@ -128,11 +128,6 @@ class TrainState:
     history: History = field(default_factory=History)
     step: int = 0
     seconds: float = 0.0
-
-    @property
-    def averaged(self) -> nn.Module:
-        """The generator people look at: the moving average where there is one."""
-        return self.ema.module if self.ema.decay > 0 else self.generator
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, numbers and containers of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from relgan.builtin import RandomOptions
 from relgan.distributed import average
 from relgan.registry import AugmentOptions
 
@@ -18,8 +19,9 @@ class Strength:
     not. Everything stays on the device and is changed in place.
 
     Args:
-        options: of the augmentation; those without a probability do not read p.
+        options: of the augmentation; those that are no RandomOptions do not read p.
         batch_size: real images of an update, over all ranks.
+        scheduled: whether a schedule sets p, which is then not steered.
 
     Attributes:
         p: 0-d float32 in [0, 1].
@@ -27,15 +29,15 @@ class Strength:
         steered: whether the critic moves p.
     """
 
-    def __init__(self, options: AugmentOptions, batch_size: int, device: torch.device) -> None:
-        self.p = torch.tensor(getattr(options, "p", 0.0), device=device)
-        self._target: float | None = getattr(options, "target", None)
-        self.sign = torch.tensor(self._target or 0.0, device=device)
-        self._step = batch_size / getattr(options, "ramp", 1.0)
-
-    @property
-    def steered(self) -> bool:
-        return self._target is not None
+    def __init__(
+        self, options: AugmentOptions, batch_size: int, device: torch.device, *, scheduled: bool = False
+    ) -> None:
+        known = options if isinstance(options, RandomOptions) else RandomOptions(p=0.0)
+        self.steered = known.target is not None and not scheduled
+        self._target = known.target or 0.0
+        self._step = batch_size / known.ramp
+        self.p = torch.tensor(known.p, device=device)
+        self.sign = torch.tensor(self._target, device=device)
 
     @torch.no_grad()
     def steer(self, compared: Tensor) -> None:
@@ -44,7 +46,7 @@ class Strength:
         Args:
             compared: (N,), a_real of the loss: r for a standard one, r − f for a paired one.
         """
-        if self._target is None:
+        if not self.steered:
             return
         self.sign.lerp_(average(compared.sign().mean()), 1 - _MEMORY)
         self.p.add_((self.sign - self._target).sign(), alpha=self._step).clamp_(0, 1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from relgan.penalties import Penalty
 from relgan.side_terms import SideTerms
 from relgan.training.strength import Strength
 
-Inputs = tuple[Tensor, *tuple[Tensor | None, ...]]
+Inputs = tuple[Tensor, ...]
 Forward = Callable[..., Tensor]
 
 
@@ -49,25 +47,11 @@ class CriticResult:
 
 @dataclass
 class GeneratorResult:
-    """What a generator update saw; ``images`` are its fakes, (N, C, H, W) in [−1, 1]."""
+    """What a generator update saw; ``images`` are its fakes, (N, C, H, W)."""
 
     loss: Tensor
     grad_norm: Tensor
     images: Tensor
-
-
-class View(NamedTuple):
-    """What the critic is shown: images as penalties see them, and what happens to them on their way to it.
-
-    Attributes:
-        images: float (N/k, k·C, H, W), packed, before any augmentation.
-        labels: int64 (N/k,), or None.
-        u: the augmentation's random numbers, float32 (N, its numbers), or None.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    u: Tensor | None
 
 
 @dataclass
@@ -114,7 +98,7 @@ class Update:
         """
         with torch.no_grad(), self.precision.autocast():
             fake = self.generate(z, *real.condition)
-        reals, fakes = self._view(real.images, real.labels), self._view(fake.to(real.images.dtype), real.labels)
+        reals, fakes = self._view(real.images, *real.condition), self._view(fake.to(real.images.dtype), *real.condition)
         self.optimizer_d.zero_grad(set_to_none=True)
         # Two forwards: batch norm must not mix the statistics of real and fake images.
         loss, (real_logits, fake_logits) = backward(
@@ -131,11 +115,11 @@ class Update:
         networks = (self.generator, self.critic)
         images: list[Tensor] = []
 
-        def logits_of_fakes(z: Tensor, labels: Tensor | None, u: Tensor | None) -> Tensor:
+        def logits_of_fakes(z: Tensor, u: Tensor, *condition: Tensor) -> Tensor:
             with self.precision.autocast():
-                fake = self.generate(z, *Batch(z, labels).condition)
+                fake = self.generate(z, *condition)
             images.append(fake.detach())
-            return self._logits(pack(fake, self.pack), labels, u)
+            return self._logits(pack(fake, self.pack), self._by_pack(u), *condition)
 
         def loss_of_fakes(fake_logits: Tensor) -> Tensor:
             return self.loss.generator(self._constant_logits(real), fake_logits)
@@ -143,7 +127,7 @@ class Update:
         self.critic.requires_grad_(False)
         self.optimizer_g.zero_grad(set_to_none=True)
         try:
-            fakes = (z, real.labels, self._draw(len(z)))
+            fakes = (z, self._draw(len(z)), *real.condition)
             loss, _ = backward(logits_of_fakes, (fakes,), loss_of_fakes, self.accumulate, networks)
         finally:
             self.critic.requires_grad_(True)
@@ -152,26 +136,28 @@ class Update:
         made = images[0] if self.accumulate == 1 else torch.cat(images[-self.accumulate :])
         return GeneratorResult(loss, grad_norm, made)
 
-    def _draw(self, count: int) -> Tensor | None:
-        """The augmentation's random numbers for ``count`` images of this rank."""
-        if not self.augmentation.numbers:
-            return None
+    def _draw(self, count: int) -> Tensor:
+        """The augmentation's random numbers for ``count`` images of this rank: (count, its numbers)."""
         shape = (count * world_size(), self.augmentation.numbers)
         return own_part(torch.rand(shape, device=self.precision.device))
 
-    def _view(self, images: Tensor, labels: Tensor | None) -> View:
-        return View(pack(images, self.pack), labels, self._draw(len(images)))
+    def _view(self, images: Tensor, *condition: Tensor) -> Inputs:
+        """What the critic is shown: packed images, random numbers (N/k, k, …) for them, and their labels if any."""
+        return pack(images, self.pack), self._by_pack(self._draw(len(images))), *condition
 
-    def _augmented(self, images: Tensor, u: Tensor | None) -> Tensor:
-        if u is None:
-            return images
-        return pack(self.augmentation(unpack(images, self.pack), u, self.strength.p), self.pack)
+    def _by_pack(self, u: Tensor) -> Tensor:
+        by_pack: Tensor = u.unflatten(0, (-1, self.pack))
+        return by_pack
 
-    def _logits(self, images: Tensor, labels: Tensor | None, u: Tensor | None) -> Tensor:
+    def _augmented(self, images: Tensor, u: Tensor) -> Tensor:
+        changed = self.augmentation(unpack(images, self.pack), u.flatten(0, 1), self.strength.p)
+        return pack(changed, self.pack)
+
+    def _logits(self, images: Tensor, u: Tensor, *condition: Tensor) -> Tensor:
         """What losses see: (n,), in float32 whatever the networks computed in."""
         seen = self._augmented(images, u)
         with self.precision.autocast():
-            logits = self.judge(seen, *Batch(seen, labels).condition)
+            logits = self.judge(seen, *condition)
         return flat_logits(logits)
 
     def _critic_loss(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -183,27 +169,28 @@ class Update:
         if not self.loss.needs_real_for_generator:
             return None
         with torch.no_grad():
-            parts = in_parts(self._view(*real), self.accumulate, (self.critic,))
-            return torch.cat([self._logits(images, *how) for images, *how in parts])
+            view = self._view(real.images, *real.condition)
+            return torch.cat([self._logits(*part) for part in in_parts(view, self.accumulate, (self.critic,))])
 
-    def _backward_penalty(self, reals: View, fakes: View) -> Tensor:
+    def _backward_penalty(self, reals: Inputs, fakes: Inputs) -> Tensor:
         """Add the penalty's gradient to the critic's parameters; returns its value."""
         total = torch.zeros_like(self.penalty_scale)
-        for points in self.penalty.points(reals.images, fakes.images):
-            labels = None if reals.labels is None else reals.labels[: len(points)]
-            view = View(points, labels, self._draw(len(points) * self.pack))
-            for images, *how in in_parts(view, self.accumulate, (self.critic,)):
+        labels = reals[2:]
+        for points in self.penalty.points(reals[0], fakes[0]):
+            count = len(points)
+            view = (points, self._by_pack(self._draw(count * self.pack)), *(values[:count] for values in labels))
+            for images, u, *condition in in_parts(view, self.accumulate, (self.critic,)):
                 with self.precision.autocast():
-                    term = self.penalty.term(self._judge_as(*how), images)
+                    term = self.penalty.term(self._judge_as(u, *condition), images)
                 # A penalty may look at fewer images than there are, which parts share unequally.
-                term = term * (self.penalty.interval * len(images) / len(points)) * self.penalty_scale
+                term = term * (self.penalty.interval * len(images) / count) * self.penalty_scale
                 term.backward()
                 total += term.detach()
         return total
 
-    def _judge_as(self, labels: Tensor | None, u: Tensor | None) -> Forward:
+    def _judge_as(self, u: Tensor, *condition: Tensor) -> Forward:
         """The critic itself, of images with these labels under this augmentation."""
-        return lambda images: self.critic(self._augmented(images, u), *Batch(images, labels).condition)
+        return lambda images: self.critic(self._augmented(images, u), *condition)
 
     def _apply(self, optimizer: Optimizer, network: nn.Module, loss: Tensor) -> Tensor:
         """Update by the gradients at hand unless anything was ever not finite; returns the gradient's norm."""
@@ -281,12 +268,10 @@ def held_spectral_norms(networks: Iterable[nn.Module]) -> Iterator[None]:
 
 def in_parts(batch: Inputs, count: int, networks: Sequence[nn.Module]) -> Iterator[Inputs]:
     """The ``count`` equal parts of ``batch``; after the first, spectral norms stay as it left them."""
-    whole, *others = batch
-    columns = [repeat(None) if values is None else values.chunk(count) for values in others]
-    first, *later = zip(whole.chunk(count), *columns, strict=False)
+    first, *others = zip(*(values.chunk(count) for values in batch), strict=True)
     yield first
     with held_spectral_norms(networks):
-        yield from later
+        yield from others
 
 
 def backward(
@@ -299,7 +284,7 @@ def backward(
 
     Args:
         forward: from inputs (n, …) to logits (n,); run once or twice per part.
-        batches: the inputs of each, (N, …) or None, N a multiple of ``count``. They meet ``forward`` in this order,
+        batches: the inputs of each, (N, …), N a multiple of ``count``. They meet ``forward`` in this order,
             in batches of their own: batch norm sees one part at a time.
         count: parts of a batch.
         networks: what ``forward`` and ``loss`` run; their buffers end as after one pass.
