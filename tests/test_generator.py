@@ -58,7 +58,7 @@ def test_classes_are_asked_for_by_number_or_name(generator: TrainedGenerator, wa
 def test_a_name_goes_before_a_number() -> None:
     config = tiny.config("dataset.labels=true")
     years = TrainedGenerator(Echo(), config, 1, 0, "raw", ("1", "2", "3"), (5, 5, 5))
-    assert [years.label(each) for each in ("1", "2", "3", "0", 1)] == [0, 1, 2, 0, 1]
+    assert [years.class_number(each) for each in ("1", "2", "3", "0", 1)] == [0, 1, 2, 0, 1]
 
 
 def test_classes_not_asked_for_are_as_frequent_as_in_training(generator: TrainedGenerator) -> None:

@@ -37,7 +37,7 @@ class Augmentation:
         A pure function of its arguments: the same numbers change an image in the same way, in a batch of any size.
 
         Args:
-            images: float (N, C, H, W) in [−1, 1]; gradients flow to them.
+            images: float (N, C, H, W), −1 black and 1 white; gradients flow to them.
             u: float32 (N, numbers), uniform in [0, 1).
             p: 0-d float32 in [0, 1], the probability of each transformation. On the device; never read back.
 

@@ -43,8 +43,8 @@ class TrainedGenerator:
     """A generator with what is needed to use it.
 
     Attributes:
-        module: (N, latent_dim), and labels int64 (N,) if it is conditional, to images (N, C, S, S) in [−1, 1], in
-            evaluation mode.
+        module: (N, latent_dim), and labels int64 (N,) if it is conditional, to images (N, C, S, S), −1 black and 1
+            white, in evaluation mode. Of networks without tanh (r3gan) some values lie beyond: clamp them.
         config: of the run that trained it.
         channels: of an image.
         step: generator updates it had.
@@ -75,7 +75,7 @@ class TrainedGenerator:
         """Whether the channels are pictures of their own."""
         return bool(DATASETS[self.config.dataset.name].facts.stacked)
 
-    def label(self, of: Label) -> int:
+    def class_number(self, of: Label) -> int:
         """The number of a class by its name or number; where a name is the number of another class, the name counts.
 
         Raises:
@@ -95,7 +95,7 @@ class TrainedGenerator:
         listed = ", ".join(self.classes) if few else f"{self.classes[0]} … {self.classes[-1]}"
         raise ConfigError("labels", f"{of!r} is not one of {listed}{suggest(of, self.classes)}")
 
-    def labels(self, n: int, seed: int, wanted: Labels = None) -> Tensor | None:
+    def draw_labels(self, n: int, seed: int, wanted: Labels = None) -> Tensor | None:
         """Classes of ``n`` images, int64 (n,); None where it is not conditional.
 
         Args:
@@ -108,8 +108,8 @@ class TrainedGenerator:
         if wanted is None:
             return draw_labels(self.class_counts, n, seed) if self.conditional else None
         if isinstance(wanted, int | str):
-            return torch.full((n,), self.label(wanted))
-        chosen = [self.label(each) for each in wanted]
+            return torch.full((n,), self.class_number(wanted))
+        chosen = [self.class_number(each) for each in wanted]
         if len(chosen) != n:
             raise ConfigError("labels", f"give a class for each of the {n} images, not {len(chosen)}")
         return torch.tensor(chosen)
@@ -122,7 +122,7 @@ class TrainedGenerator:
             latent_dim=self.latent_dim,
             seed=seed,
             truncation=truncation,
-            labels=self.labels(n, seed, labels),
+            labels=self.draw_labels(n, seed, labels),
         )
 
     def sample(self, n: int, seed: int = 0, labels: Labels = None, *, truncation: float = 1.0) -> Tensor:

@@ -158,7 +158,7 @@ def _inputs(trained: TrainedGenerator, count: int, rng: torch.Generator) -> tupl
     from relgan.networks.sampling import latents
 
     z = latents(count, trained.latent_dim, rng, torch.device("cpu"))
-    labels = trained.labels(count, seed=0)
+    labels = trained.draw_labels(count, seed=0)
     return (z,) if labels is None else (z, labels)
 
 

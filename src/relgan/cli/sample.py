@@ -112,7 +112,7 @@ def _draw(options: SampleOptions) -> None:
     from relgan.images import save_each, save_png
 
     trained = load(options.run, checkpoint=options.checkpoint, weights=options.weights, device=options.device)
-    labels = [trained.label(each) for each in options.classes]
+    labels = [trained.class_number(each) for each in options.classes]
     try:
         if options.interpolate:
             _interpolate(options, trained, labels, options.interpolate)
@@ -131,7 +131,9 @@ def _picture(options: SampleOptions, trained: TrainedGenerator, labels: list[int
     from relgan.images import grid
 
     if len(labels) <= 1:
-        return trained.picture(options.count, options.seed, *labels, truncation=options.truncation)
+        return trained.picture(
+            options.count, options.seed, labels[0] if labels else None, truncation=options.truncation
+        )
     images = torch.cat([batch.cpu() for batch in _batches(options, trained, labels)])
     return grid(images, columns=options.count, separate_channels=trained.stacked)
 
@@ -154,7 +156,7 @@ def _interpolate(options: SampleOptions, trained: TrainedGenerator, labels: list
     starts, stops = (options.truncation * latents(2 * options.count, trained.latent_dim, rng, device)).chunk(2)
     walk = spherical(starts, stops, steps).repeat(1, max(1, len(labels)), 1)
     wanted = [label for label in labels for _ in range(options.count)]
-    rows = trained.labels(walk.shape[1], options.seed, wanted or None)
+    rows = trained.draw_labels(walk.shape[1], options.seed, wanted or None)
     frames = generate(trained.module, walk if rows is None else ((z, rows.to(device)) for z in walk))
     if options.path.suffix.lower() == ".png":
         table = torch.stack([frame.cpu() for frame in frames], dim=1)

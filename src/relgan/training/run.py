@@ -142,7 +142,7 @@ class Run:
         """The fixed noise under the averaged generator, and the newest training images.
 
         Args:
-            training_images: (N, C, H, W) in [−1, 1]; None before the first update.
+            training_images: (N, C, H, W), −1 black and 1 white; None before the first update.
         """
         config, step = self.config, self.state.step
         fixed, columns = self._samples(self.state.ema.module, mode="eval")
