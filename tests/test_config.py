@@ -12,12 +12,12 @@ import yaml
 from omegaconf import OmegaConf
 
 from relgan.builtin import ZeroCenteredOptions
-from relgan.cli.command import Line
+from relgan.cli.command import Line, user_errors
 from relgan.cli.compose import choices, compose, conf_dir, explain_config
 from relgan.config import Config, as_values, resolve, validate
 from relgan.losses import build_loss
 from relgan.networks import build_networks
-from relgan.options import ConfigError, check, flatten, text_of, walk
+from relgan.options import ConfigError, RelganError, check, flatten, text_of, walk
 from relgan.penalties import build_penalty
 from relgan.registry import GROUPS
 from relgan.training.optimizers import build_optimizers
@@ -252,6 +252,11 @@ def test_a_value_outside_its_range_is_named_with_what_is_accepted(option: str, v
         ({"loss": {"name": "rsgan", "generator_terms": "fake"}}, "loss.generator_terms"),
         ({"loss": {"name": "sgan", "generator_terms": "standard"}}, "loss.generator_terms"),
         ({"loss": {"name": "rasgan", "generator_terms": "neither"}}, "loss.generator_terms"),
+        ({"augment": {"name": "diffaugment", "policy": []}}, "augment.policy"),
+        ({"augment": {"name": "diffaugment", "ramp": 1000}}, "augment.ramp"),
+        ({"augment": {"name": "ada", "ramp": 10}, "schedule": {"burn_in": 9, "augment_p": 0.5}}, "augment.ramp"),
+        ({"augment": {"name": "ada"}, "dataset": {"name": "digits"}}, "augment"),
+        ({"augment": {"name": "ada"}, "dataset": {"name": "fashion_mnist"}}, "augment"),
         ({"tracker": {"name": "none", "project": "p"}}, "tracker.project"),
         ({"train": {"iterations": "many"}}, "train.iterations"),
         ({"train": {"log_evry": 5}}, "train.log_evry"),
@@ -265,6 +270,27 @@ def test_what_cannot_be_run_is_named(values: dict[str, Any], option: str) -> Non
         resolve(values)
     assert caught.value.option == option
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dataset", ["stacked_digits", "stacked_mnist", "folder", "cifar10"])
+def test_ada_takes_colours(dataset: str) -> None:
+    config = resolve({"augment": {"name": "ada", "ramp": 1000}, "dataset": {"name": dataset}})
+    assert (config.augment.p, config.augment.target, config.augment.ramp) == (0.0, 0.6, 1000)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("log_evry: 5", "train.log_evry: no such option; did you mean train.log_every?"),
+        ("log_every: words not in it", "train.log_every: Value 'words not in it' of type 'str' could not be "),
+    ],
+)
+def test_a_mistake_in_a_file_of_ones_own_is_named(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\ntrain:\n  {line}\n", encoding="utf-8")
+    with pytest.raises(RelganError) as caught, user_errors():
+        compose(Line(["experiment=mine"], tmp_path))
+    assert str(caught.value).startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from PIL import Image
 import tiny
 from relgan.build import build_run
 from relgan.builtin import AdaOptions, R3GANOptions, ZeroCenteredOptions
-from relgan.cli.command import Line
+from relgan.cli.command import Line, user_errors
 from relgan.cli.compose import compose, conf_dir
 from relgan.config import Config, OptimizerConfig, ScheduleConfig
+from relgan.options import RelganError
 from relgan.registry import DATASETS, LOSSES, PENALTIES, AugmentOptions
 from relgan.training.loop import Outcome, train
 
@@ -212,13 +213,18 @@ def test_the_published_numbers_of_r3gan(experiment: str) -> None:
     assert schedule == ScheduleConfig(
         *(preset.burn_in * 1e6, 5e-5, 5e-5, 0.99, last, preset.p or None, preset.half_life * 1e6)
     )
-    assert config.augment == (AdaOptions("ada", p=0, target=None) if preset.p else AugmentOptions("none"))
+    assert config.augment == (AdaOptions("ada", p=0, target=0.6) if preset.p else AugmentOptions("none"))
     assert optimizer == OptimizerConfig("adam", 2e-4, 2e-4, [0.0, 0.9], 1e-8, n_critic=1, decay=0)
     assert (train.batch_size, train.epochs, train.redraw_real) == (preset.batch, None, True)
     assert train.iterations == round(preset.total * 1e6 / preset.batch)
     assert (metrics.name, metrics.generator) == ("default", "ema")
     assert metrics.every is not None
     assert 18 < train.iterations / metrics.every < 22
+
+
+def test_what_a_schedule_moves_has_to_be_there() -> None:
+    with pytest.raises(RelganError, match=r"^schedule\.augment_p: augment=none has no probability$"):
+        composed("experiment=r3gan_cifar10", "augment=none")
 
 
 @pytest.mark.parametrize("experiment", R3GAN)
@@ -233,13 +239,16 @@ def test_scale_cpu_is_the_same_recipe_in_proportion(experiment: str) -> None:
     assert schedule.ema_half_life == pytest.approx(images * preset.half_life / preset.total)
     for rates in ((small.optimizer.lr_g, schedule.lr_g), (small.optimizer.lr_d, schedule.lr_d)):
         assert rates == (1e-3, 2.5e-4)  # a quarter, like 2e-4 → 5e-5
+    size = min(preset.size, 64)
+    first, last = R3GAN["r3gan_64"].gamma if preset.size > size else preset.gamma
     of_images = {name: getattr(schedule, name) for name in ("burn_in", "ema_half_life", "lr_g", "lr_d")}
-    assert schedule == dataclasses.replace(full.schedule, **of_images)
-    assert (small.loss, small.penalty, small.augment) == (full.loss, full.penalty, full.augment)
+    assert schedule == dataclasses.replace(full.schedule, gamma=last, **of_images)
+    assert small.penalty == ZeroCenteredOptions("r1r2", weight=first)
+    assert (small.loss, small.augment) == (full.loss, full.augment)
     assert isinstance(small.model, R3GANOptions)
-    assert small.dataset.image_size == min(preset.size, 64)
-    assert max(small.model.stage_widths(small.dataset.image_size)) == 32
-    assert (small.name, small.metrics.num_images) == ("cpu", 1000)
+    assert small.dataset.image_size == size
+    assert max(small.model.stage_widths(size)) == 32
+    assert (small.name, small.metrics.num_images) == (experiment, 1000)
 
 
 @pytest.mark.parametrize("words", [("experiment=cifar10_stable_a",), ("experiment=celeba64",), ("model=r3gan",), ()])
@@ -257,6 +266,7 @@ def test_the_readers_experiments_on_celeba(experiment: str, epochs: int) -> None
     assert (config.model.name, config.penalty.name) == ("dcgan", "none")
     assert config.train.sample_every == 0  # grids at 0, ¼, ½, ¾ and the end: epochs 0, 50, 100, 150, 200
     assert (config.optimizer.lr_g, config.train.batch_size) == (2e-4, 128)
+    assert (config.model.upsample, config.dataset.hflip) == ("transposed", False)
 
 
 def test_what_the_readers_experiments_compare() -> None:
@@ -265,7 +275,7 @@ def test_what_the_readers_experiments_compare() -> None:
     assert {"rpgan_r1r2", "sgan"} < set(swept("stacked")["loss"].split(","))
     stacked = composed("experiment=stacked")
     assert (stacked.dataset.name, stacked.model.name, stacked.loss.name) == ("stacked_mnist", "dcgan", "rpgan_r1r2")
-    assert (stacked.penalty.name, stacked.penalty.weight) == ("r1r2", 1.0)
+    assert (stacked.penalty.name, stacked.penalty.weight, stacked.model.upsample) == ("r1r2", 1.0, "transposed")
     assert "modes" in stacked.metrics.scores
 
 
@@ -302,12 +312,40 @@ def test_smoke_makes_any_of_them_small(experiment: str) -> None:
 def test_minutes_and_an_hour_shrink_every_data_set(name: str) -> None:
     minutes, hour = (composed(f"dataset={name}", f"scale={scale}") for scale in ("minutes", "hour"))
     assert minutes.dataset.image_size == (16 if "digits" in name else 32)
-    assert hour.dataset.image_size == (64 if name in {"celeba", "cat", "folder"} else 32)
+    assert hour.dataset.image_size == (64 if name in {"celeba", "cat", "folder"} else minutes.dataset.image_size)
+    assert (minutes.dataset.crop, hour.dataset.crop) == ((0.9, 0.9) if name == "celeba" else (None, None))
+    assert minutes.train.iterations == (15_000 if "digits" in name else 5_000)
+    assert hour.train.iterations == minutes.train.iterations * (2 if hour.dataset.image_size == 64 else 6)
     for small in (minutes, hour):
         assert (small.model.name, small.optimizer.lr_d, small.optimizer.betas) == ("dcgan", 5e-4, [0.0, 0.99])
         assert small.model.width <= 48
-    chosen = composed(f"dataset={name}", "scale=minutes", "model=r3gan", "train.iterations=7")
-    assert (chosen.model.name, chosen.train.iterations) == ("r3gan", 7)
+
+
+@pytest.mark.parametrize("scale", ["minutes", "hour"])
+@pytest.mark.parametrize("experiment", ["cifar10_stable_b", "cat256", "celeba64", "stacked"])
+def test_minutes_and_an_hour_make_an_experiment_their_run_of_its_data_set(experiment: str, scale: str) -> None:
+    small = composed(f"experiment={experiment}", f"scale={scale}")
+    plain = composed(f"dataset={small.dataset.name}", f"scale={scale}")
+    assert (small.optimizer, small.metrics) == (plain.optimizer, plain.metrics)
+    assert (small.model.name, small.model.width) == ("dcgan", plain.model.width)
+    assert dataclasses.replace(small.dataset, sampling="epoch", hflip=plain.dataset.hflip) == plain.dataset
+    train = small.train
+    assert (train.iterations, train.epochs, train.batch_size) == (plain.train.iterations, None, 64)
+
+
+def test_minutes_and_an_hour_leave_the_choice_of_scores() -> None:
+    for scores in ("quick", "none", "paper_cat"):
+        assert composed("scale=minutes", f"metrics={scores}").metrics == composed(f"metrics={scores}").metrics
+
+
+@pytest.mark.parametrize("scale", ["minutes", "hour"])
+def test_minutes_and_an_hour_are_not_for_r3gan(scale: str) -> None:
+    for words in (("experiment=r3gan_stacked",), ("experiment=r3gan_imagenet64", "model=r3gan")):
+        with pytest.raises(RelganError, match=r"^scale: .*R3GAN's experiments have scale=cpu$"), user_errors():
+            composed(*words, f"scale={scale}")
+    small = composed("model=r3gan", f"scale={scale}")
+    assert (small.model.name, small.model.width) == ("r3gan", 16)
+    assert small.train.iterations == {"minutes": 1000, "hour": 3000}[scale]
 
 
 @pytest.fixture(scope="module")

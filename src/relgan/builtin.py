@@ -10,6 +10,8 @@ from typing import Any
 
 from relgan.options import ConfigError, Options, option
 from relgan.registry import (
+    AUGMENTATIONS,
+    DATASETS,
     AugmentOptions,
     ModelCard,
     ModelOptions,
@@ -82,6 +84,8 @@ class ClipOptions(PenaltyOptions):
     def check(self, config: Any) -> None:
         if getattr(config.model, "spectral_norm", False):
             raise ConfigError("model.spectral_norm", "must be false with penalty=clip, which it would undo")
+        if config.schedule.gamma is not None:
+            raise ConfigError("schedule.gamma", "penalty=clip has no coefficient that could move")
 
 
 register_penalty("none", PenaltyOptions, "relgan.penalties:none", about="no regulariser")
@@ -181,8 +185,8 @@ register_model(
 class RandomOptions(AugmentOptions):
     """An augmentation that changes each image with some probability.
 
-    With ``target`` the probability is steered by what the critic says of real images (Karras et al. 2020): up while
-    it is too sure of them, down while it is not.
+    With ``target``, and unless ``schedule.augment_p`` sets it, the probability is steered by what the critic says of
+    real images (Karras et al. 2020): up while it is too sure of them, down while it is not.
     """
 
     p: float = option(1.0, "probability of each of its transformations, at the start", ge=0, le=1)
@@ -194,6 +198,11 @@ class RandomOptions(AugmentOptions):
     )
     ramp: float = option(500_000, "images in which a steered p goes from 0 to 1 if nothing stops it", gt=0)
 
+    def check(self, config: Any) -> None:
+        steered = self.target is not None and config.schedule.augment_p is None
+        if not steered and self.ramp != vars(AUGMENTATIONS[self.name].options)["ramp"]:
+            raise ConfigError("augment.ramp", "counts only where augment.target steers p")
+
 
 @dataclass
 class DiffAugmentOptions(RandomOptions):
@@ -203,23 +212,34 @@ class DiffAugmentOptions(RandomOptions):
         ["color", "translation", "cutout"], "its transformations", choices=("color", "translation", "cutout")
     )
 
+    def check(self, config: Any) -> None:
+        super().check(config)
+        if not self.policy:
+            raise ConfigError("augment.policy", "name at least one transformation; augment=none changes nothing")
+
 
 @dataclass
 class AdaOptions(RandomOptions):
     """The augmentations of ADA (Karras et al. 2020) as R3GAN weights them."""
 
-    p: float = option(0.0, "probability of each of its transformations, at the start", ge=0, le=1)
-    target: float | None = option(
-        0.6,
-        "steers p until the mean sign of real − fake (of real, in a standard loss) is this; null: it is not",
-        ge=-1,
-        le=1,
-    )
+    def check(self, config: Any) -> None:
+        super().check(config)
+        if DATASETS[config.dataset.name].facts.grey:
+            raise ConfigError(
+                "augment",
+                f"ada changes colours of RGB images, those of {config.dataset.name} have one channel; "
+                "diffaugment takes them",
+            )
 
 
 register_augment("none", AugmentOptions, "relgan.augment:none", about="the critic sees the images as they are")
 register_augment("diffaugment", DiffAugmentOptions, "relgan.augment:diffaugment", about="colour, translation, cutout")
-register_augment("ada", AdaOptions, "relgan.augment:ada", about="geometry and colour with a steered probability")
+register_augment(
+    "ada",
+    AdaOptions(p=0.0, target=0.6),
+    "relgan.augment:ada",
+    about="geometry and colour with a steered probability",
+)
 
 register_extractor(
     "inception", Options, "relgan.metrics.extractors.inception:build", about="the 2015 Inception of the literature"

@@ -1,8 +1,8 @@
 """The configuration of one training run: every option with its type, default, unit and meaning.
 
 The dataclasses are the schema and hold what runs by default; ``conf/*.yaml`` gives only values that differ. The
-groups ``model``, ``loss``, ``penalty``, ``dataset`` and ``tracker`` hold the options of the part that their ``name``
-names (:mod:`relgan.registry`). This module imports neither torch nor Hydra.
+groups ``model``, ``loss``, ``penalty``, ``augment``, ``dataset`` and ``tracker`` hold the options of the part that
+their ``name`` names (:mod:`relgan.registry`). This module imports neither torch nor Hydra.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ class ScheduleConfig:
     beta2: float | None = option(None, "last β₂ (first: the second of optimizer.betas); null: it stays", ge=0, lt=1)
     gamma: float | None = option(None, "last coefficient of the penalty (first: penalty.weight); null: it stays", gt=0)
     augment_p: float | None = option(
-        None, "last augmentation probability (first: augment.p); null: it stays", ge=0, le=1
+        None,
+        "last augmentation probability (first: augment.p), which is then not steered; null: it stays, or is steered",
+        ge=0,
+        le=1,
     )
     ema_half_life: float | None = option(
         None, "last half-life of the generator's moving average, images (first: 0); null: train.ema_decay rules", gt=0
@@ -349,13 +352,10 @@ def _check_schedule(config: Config) -> None:
         raise ConfigError(f"schedule.{moving[0]}", "needs schedule.burn_in, the images until it is reached")
     if schedule.burn_in is not None and not moving:
         raise ConfigError("schedule.burn_in", f"give what it ends at: one of schedule.{', schedule.'.join(last)}")
-    if schedule.gamma is not None and (config.penalty.name == "clip" or not hasattr(config.penalty, "weight")):
+    if schedule.gamma is not None and not hasattr(config.penalty, "weight"):
         raise ConfigError("schedule.gamma", f"penalty={config.penalty.name} has no coefficient that could move")
-    if schedule.augment_p is not None:
-        if not hasattr(config.augment, "p"):
-            raise ConfigError("schedule.augment_p", f"augment={config.augment.name} has no probability")
-        if getattr(config.augment, "target", None) is not None:
-            raise ConfigError("augment.target", "must be null with schedule.augment_p: p is steered or scheduled")
+    if schedule.augment_p is not None and not hasattr(config.augment, "p"):
+        raise ConfigError("schedule.augment_p", f"augment={config.augment.name} has no probability")
     if config.optimizer.decay and not {"lr_g", "lr_d"}.isdisjoint(moving):
         raise ConfigError("optimizer.decay", "must be 0 with schedule.lr_g or schedule.lr_d, which move the rates too")
 

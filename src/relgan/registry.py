@@ -117,6 +117,7 @@ class DatasetCard:
         splits: whether it comes in official parts.
         digits: how many handwritten digits an image shows, one per channel; 0: it shows something else.
         labels: whether it has them; None: that depends on its options and files.
+        grey: whether its images are known, before they are read, to have one channel.
     """
 
     terms: str = "yours"
@@ -125,6 +126,7 @@ class DatasetCard:
     splits: bool = False
     digits: int = 0
     labels: bool | None = None
+    grey: bool = False
 
     @property
     def stacked(self) -> bool:

@@ -92,6 +92,15 @@ def test_an_augmentation_is_shown_on_the_same_images(  # type: ignore[no-untyped
     assert relgan_data("show", "dataset=folder", pictures)[1].endswith("contact sheet: folder_32.png\n")
 
 
+def test_only_an_augmentation_that_is_asked_for_is_shown(  # type: ignore[no-untyped-def]
+    relgan_data, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    brings_ada = ("show", "experiment=r3gan_64", pictures, "dataset.image_size=32")
+    for words, suffix in (((), ""), (("augment=none", "schedule.augment_p=null"), ""), (("augment.p=0.5",), "_ada")):
+        assert relgan_data(*brings_ada, *words)[1].endswith(f"contact sheet: folder_32{suffix}.png\n")
+
+
 def test_list_names_every_dataset_and_its_terms(relgan_data) -> None:  # type: ignore[no-untyped-def]
     status, out, _ = relgan_data("list")
     assert status == 0
@@ -116,7 +125,7 @@ def test_list_names_every_dataset_and_its_terms(relgan_data) -> None:  # type: i
         ),
         (
             ["show", "dataset=digits", "augment=ada"],
-            "augment: ada changes colours of RGB images, these have 1 channel;",
+            "augment: ada changes colours of RGB images, those of digits have one channel;",
         ),
     ],
 )

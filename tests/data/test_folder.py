@@ -29,6 +29,20 @@ def expected(*seeds: int) -> np.ndarray:
     return np.stack([np.asarray(picture(seed)) for seed in seeds])
 
 
+@pytest.mark.parametrize(
+    ("crop", "said"),
+    [
+        (None, "RGB, largest centred square, resized"),
+        (0.9, "RGB, inner 90 % of the largest centred square, resized"),
+        (80, "RGB, centred 80×80, resized"),
+    ],
+)
+def test_what_was_cut_out_is_recorded(tmp_path: Path, crop: float | None, said: str) -> None:
+    path = make_folder(tmp_path / "pictures", PICTURES)
+    store = prepare(options("folder", path=str(path), crop=crop), progress=False)
+    assert store.meta["preprocessing"].startswith(said)
+
+
 def test_a_directory_and_a_zip_of_it_are_the_same_data(tmp_path: Path) -> None:
     from_directory = folder(make_folder(tmp_path / "pictures", PICTURES))
     from_zip = folder(make_zip(tmp_path / "pictures.zip", PICTURES))

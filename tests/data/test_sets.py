@@ -35,6 +35,7 @@ def test_every_data_set_says_what_it_is_and_how_to_get_it() -> None:
 def test_what_is_known_of_a_data_set_before_it_is_built() -> None:
     assert {name for name in OWN if DATASETS[name].facts.stacked} == {"stacked_digits", "stacked_mnist"}
     assert {name for name in OWN if DATASETS[name].facts.digits == 1} == {"digits", "mnist"}
+    assert {name for name in OWN if DATASETS[name].facts.grey} == {"digits", "mnist", "fashion_mnist"}
     assert {name for name in OWN if not DATASETS[name].facts.splits} == {"digits", "stacked_digits", "folder", "cat"}
 
 

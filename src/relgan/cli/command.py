@@ -187,11 +187,11 @@ def one_line(error: BaseException) -> str:
         return f"{group or 'config'}={value}: {_not_among(group, value, text)}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: no such option{unknown(found[1])}"
-    if found := re.search(r"full_key: (\S+)", text):
-        reason = next((t for t in texts if "full_key" in t), text).splitlines()[0]
-        if "not in" in reason:
-            return f"{found[1]}: no such option{unknown(found[1])}"
-        return f"{found[1]}: {reason}"
+    if found := re.search(r"(.*)\n\s*full_key: (\S+)", text):
+        reason, name = found.groups()
+        if re.match(r"Key '.*' (is )?not in ", reason):
+            return f"{name}: no such option{unknown(name)}"
+        return f"{name}: {reason}"
     return " ".join(texts[0].split())
 
 

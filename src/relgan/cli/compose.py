@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import yaml
@@ -58,6 +58,7 @@ def open_line(line: Line) -> None:
     OmegaConf.register_new_resolver("relgan_job", lambda overrides: job_name(overrides), replace=True)
     OmegaConf.register_new_resolver("relgan_direction", _direction, replace=True)
     OmegaConf.register_new_resolver("relgan_run_dir", lambda time, *, _root_: _run_dir(time, _root_), replace=True)
+    OmegaConf.register_new_resolver("relgan_refuse", _refuse, replace=True)
     OmegaConf.register_new_resolver("relgan_log", lambda what: _logging()[what], replace=True)
 
 
@@ -160,6 +161,11 @@ def to_config(node: DictConfig) -> Config:
     """Check a composed configuration; Hydra's own part of it is left out."""
     options: list[Any] = [key for key in node if key != "hydra"]
     return resolve(OmegaConf.masked_copy(node, options))
+
+
+def _refuse(option: str, reason: str) -> NoReturn:
+    """For a file of conf/ that is composed only where choices do not go together."""
+    raise ConfigError(option, reason)
 
 
 def _direction(*, _root_: DictConfig) -> str:

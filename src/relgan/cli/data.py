@@ -44,7 +44,7 @@ def data(options: DataOptions, line: Line) -> None:
         case "prepare":
             _prepare(_config(line).dataset)
         case "show":
-            _show(_config(line), options.out)
+            _show(_config(line), line, options.out)
         case "verify":
             _verify(line)
 
@@ -82,14 +82,15 @@ def _prepare(dataset: DatasetOptions) -> None:
     print(f"{store.path}: {len(store):,} images, {store.size_on_disk / 1e6:,.1f} MB")
 
 
-def _show(config: Config, chosen: str | None) -> None:
+def _show(config: Config, line: Line, chosen: str | None) -> None:
     from relgan.augment import build_augmentation
     from relgan.data import prepare
     from relgan.data.sheet import augmented_sheet, contact_sheet
 
     store = prepare(config.dataset)
     name = config.augment.name
-    if name == "none":
+    # A data set may bring an augmentation along; its sheet shows the images that it holds.
+    if name == "none" or not any(each.startswith("augment") for each in option_names(line.words)):
         sheet, suffix = contact_sheet(store), ""
     else:
         sheet, suffix = augmented_sheet(store, name, build_augmentation(config.augment, store.channels)), f"_{name}"

@@ -143,8 +143,9 @@ class FolderSource(Source):
         self._files, self._entries, self._size, self._crop = files, entries, size, crop
         if labelled:
             self.labels, self.classes = _folders(entries)
-        part = "" if crop is None else f"{crop:.0%} of the " if crop <= 1 else f"{crop:g} pixels of the "
-        cut = f"{part}largest centred square"
+        cut = "largest centred square"
+        if crop is not None:
+            cut = f"inner {100 * crop:g} % of the {cut}" if crop <= 1 else f"centred {crop:g}×{crop:g}"
         self.preprocessing = f"RGB, {cut}, resized to {size}×{size}, bicubic with antialiasing"
 
     def __len__(self) -> int:

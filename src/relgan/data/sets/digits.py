@@ -10,7 +10,12 @@ from relgan.data.sources import ArraySource, StackedOptions, StackedSource
 from relgan.registry import DatasetCard, DatasetOptions, register_dataset
 
 _CARD = DatasetCard(
-    terms="UCI optical digits, CC BY 4.0", size="in scikit-learn", get="nothing to do", digits=1, labels=True
+    terms="UCI optical digits, CC BY 4.0",
+    size="in scikit-learn",
+    get="nothing to do",
+    digits=1,
+    labels=True,
+    grey=True,
 )
 
 
@@ -28,7 +33,7 @@ def digits(options: DatasetOptions) -> ArraySource:
     "stacked_digits",
     StackedOptions(image_size=16),
     about="three digits as RGB: 1,000 modes",
-    facts=replace(_CARD, digits=3),
+    facts=replace(_CARD, digits=3, grey=False),
 )
 def stacked_digits(options: StackedOptions) -> StackedSource:
     """1,000 modes without a download."""

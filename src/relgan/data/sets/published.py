@@ -33,11 +33,12 @@ _MAX_MEMBER_BYTES = 64 << 20
 _Files = Sequence[tuple[str, str]]
 
 
-def _card(terms: str, size: str, digits: int = 0) -> DatasetCard:
-    return DatasetCard(terms, size, get="downloaded, or dataset.path=COPY", splits=True, digits=digits, labels=True)
+def _card(terms: str, size: str, *, digits: int = 0, grey: bool = False) -> DatasetCard:
+    get = "downloaded, or dataset.path=COPY"
+    return DatasetCard(terms, size, get, splits=True, digits=digits, labels=True, grey=grey)
 
 
-_MNIST = _card("CC BY-SA 3.0", "12 MB", digits=1)
+_MNIST = _card("CC BY-SA 3.0", "12 MB", digits=1, grey=True)
 
 
 @register_dataset(
@@ -83,7 +84,7 @@ def mnist(options: DatasetOptions) -> ArraySource:
     "fashion_mnist",
     DatasetOptions(split="train"),
     about="70,000 articles of clothing",
-    facts=_card("MIT", "31 MB"),
+    facts=_card("MIT", "31 MB", grey=True),
 )
 def fashion_mnist(options: DatasetOptions) -> ArraySource:
     """Fashion-MNIST, which comes in the same form."""
@@ -96,7 +97,7 @@ def fashion_mnist(options: DatasetOptions) -> ArraySource:
     "stacked_mnist",
     StackedOptions(split="train"),
     about="three MNIST digits as RGB: 1,000 modes",
-    facts=replace(_MNIST, digits=3),
+    facts=replace(_MNIST, digits=3, grey=False),
 )
 def stacked_mnist(options: StackedOptions) -> StackedSource:
     """The usual benchmark of 1,000 modes."""
