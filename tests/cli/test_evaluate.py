@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,16 @@ def test_a_run_scored_again_gives_the_same_numbers(
     shown = capsys.readouterr().out
     assert "eval/fd_digits" in shown
     assert "digits, 40 images against 100 of stacked_digits" in shown
+
+
+def test_a_run_without_scores_has_its_last_checkpoint_scored(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unscored, out = tmp_path / "run", tmp_path / "scores.json"
+    shutil.copytree(run_dir, unscored)
+    (unscored / "checkpoints" / "best.pt").unlink()
+    call(monkeypatch, str(unscored), f"out={out}")
+    assert json.loads(out.read_text())["protocol"]["step"] == 3
 
 
 def test_a_conditional_run_scored_again_is_asked_for_the_same_classes(

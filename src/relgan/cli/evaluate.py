@@ -31,7 +31,9 @@ log = logging.getLogger("relgan")
 @dataclass
 class EvalOptions(CommandOptions):
     run: str = option("", "a run directory or a checkpoint; run= may be left out")
-    checkpoint: str = option("best", "which one of a run directory: last, best, or the name of another in checkpoints/")
+    checkpoint: str | None = option(
+        None, "of a run directory: best, last, or another in checkpoints/; null: best, or last of a run without scores"
+    )
     images: str | None = option(None, "instead of a run: pictures to score")
     reference: str | None = option(None, "what pictures are compared with: other pictures, or a data set by name")
     out: str | None = option(None, 'FILE.json: also write {"scores": …, "protocol": …}')
@@ -68,13 +70,15 @@ def _score_run(options: EvalOptions, line: Line) -> Result:
     from relgan.data import prepare
     from relgan.generator import from_checkpoint, read_checkpoint
     from relgan.metrics.evaluator import Evaluator
+    from relgan.rundir import RunDir
     from relgan.training.engine import prepare_device
 
     for name in option_names(line.words):
         if not any(name == known or name.startswith(f"{known}.") for known in _RUN_MAY_CHANGE):
             raise ConfigError(name, f"with run=, only {', '.join(_RUN_MAY_CHANGE)} can be given")
     composed = compose(line)
-    saved = read_checkpoint(options.run, options.checkpoint)
+    scored = RunDir(Path(options.run).expanduser()).best.exists()
+    saved = read_checkpoint(options.run, options.checkpoint or ("best" if scored else "last"))
     config = overlay(resolve(saved["config"]), composed, line.words)
     device = prepare_device(config.device)
     store = prepare(config.dataset)
