@@ -107,6 +107,8 @@ def test_requeueing(scontrol: Path, monkeypatch: pytest.MonkeyPatch, caplog: pyt
     requeue()
     assert scontrol.read_text() == "requeue 42\n"
     monkeypatch.setenv("SLURM_JOB_ID", "13")
+    # What an earlier test has set the logger to decides whether success was logged.
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "relgan"):
         requeue()
     assert caplog.messages == ["job 13 is not requeued: no such job"]
