@@ -46,7 +46,7 @@ class OptimizerConfig:
 
 @dataclass
 class TrainConfig:
-    iterations: int | None = option(3000, "generator updates", ge=0)
+    iterations: int | None = option(2400, "generator updates", ge=0)
     epochs: float | None = option(None, "instead of iterations: passes of the critic over the data", gt=0)
     batch_size: int = option(64, "real images per critic update, over all devices", ge=2)
     accumulate: int = option(
