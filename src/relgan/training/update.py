@@ -210,19 +210,14 @@ def _masked_step(optimizer: Optimizer, gradients: Iterable[Tensor], masked: Tens
     """Let ``optimizer`` update, or leave the parameters as they are where ``masked`` is 1."""
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = masked  # type: ignore[attr-defined]
-        optimizer.step()
-        return
-    for gradient in gradients:
-        gradient.copy_(torch.where(masked > 0, 0.0, gradient))
-    rates = [group["lr"] for group in optimizer.param_groups]
-    # Adam's momentum would move the parameters on a zero gradient, too.
-    if isinstance(optimizer, Adam):
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            # Where the rate is no tensor, reading the mask waits for the device: Apple's, which has no fused kernel.
-            group["lr"] = torch.where(masked > 0, 0.0, rate) if isinstance(rate, Tensor) else rate * (1 - masked.item())
+    elif isinstance(optimizer, Adam):
+        # Its momentum would move the parameters on a zero gradient; the one case that waits for the device.
+        if masked.item():
+            return
+    else:
+        for gradient in gradients:
+            gradient.copy_(torch.where(masked > 0, 0.0, gradient))
     optimizer.step()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
 
 
 def pack(images: Tensor, k: int) -> Tensor:
