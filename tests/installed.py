@@ -10,8 +10,9 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+import processes
+
 ROOT = Path(__file__).resolve().parents[1]
-_MODULES = {"eval": "evaluate"}
 
 
 def build_wheel(folder: Path) -> Path:
@@ -38,13 +39,11 @@ def run(
     Args:
         also: one more directory of installed packages.
     """
-    module = f"relgan.cli.{_MODULES.get(command, command)}"
-    code = f"import sys; sys.argv = ['relgan-{command}', *sys.argv[1:]]\nfrom {module} import main; main()"
-    return _python(installed, here, code, *arguments, also=also)
+    return _python(installed, here, processes.command(command), *arguments, also=also)
 
 
 def run_each(installed: Path, here: Path, lines: Sequence[Sequence[str]]) -> list[tuple[int, str, str]]:
-    """Run several command lines (relgan-COMMAND as COMMAND, then its arguments) in one process that imports torch once.
+    """Run several command lines (relgan-COMMAND as COMMAND, then its arguments) in one process.
 
     Returns:
         exit status, standard output and standard error of each.
@@ -53,7 +52,7 @@ def run_each(installed: Path, here: Path, lines: Sequence[Sequence[str]]) -> lis
 import contextlib, importlib, io, json, sys
 ended = []
 for command, *words in json.loads(sys.argv[1]):
-    main = importlib.import_module('relgan.cli.' + {_MODULES!r}.get(command, command)).main
+    main = importlib.import_module('relgan.cli.' + {processes.MODULES!r}.get(command, command)).main
     sys.argv = ['relgan-' + command, *words]
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -72,17 +71,8 @@ print(json.dumps(ended))
 def _python(
     installed: Path, here: Path, code: str, *arguments: str, also: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run code with the installed relgan; -S keeps the editable checkout out of sys.path."""
+    """Run code with the installed relgan; the editable checkout is not in sys.path."""
     places = [str(installed), *([str(also)] if also else []), sysconfig.get_paths()["purelib"]]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     place = f"assert pathlib.Path(relgan.__file__).is_relative_to({str(installed)!r}), relgan.__file__"
     code = f"import pathlib, relgan\n{place}\n{code}"
-    return subprocess.run(
-        [sys.executable, "-S", "-c", code, *arguments],
-        cwd=here,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+    return processes.run(code, *arguments, here=here, environment={**os.environ, "COLUMNS": "200"}, path=places)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import torch
 
+import processes
 from relgan import distributed
 
 WORLD = 2
@@ -24,7 +24,6 @@ def test_alone_everything_is_the_identity() -> None:
 
 
 def rank_main(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     parameters = [torch.zeros(2, 3), torch.zeros(4), torch.zeros(1)]
     parameters[0].grad = torch.full((2, 3), float(rank))
@@ -36,13 +35,7 @@ def rank_main(rank: int, folder: str) -> None:
 
 
 def test_gradients_become_their_mean_over_ranks(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=rank_main, args=(rank, str(tmp_path))) for rank in range(WORLD)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-        assert process.exitcode == 0
+    processes.ranks(WORLD, rank_main, str(tmp_path))
     for rank in range(WORLD):
         facts, first, second, absent = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert facts == (rank, WORLD, rank == 0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+import processes
 import tiny
 from relgan.build import build_run
 from relgan.builtin import AdaOptions, R3GANOptions, ZeroCenteredOptions
@@ -188,9 +187,8 @@ def test_a_sweep_is_its_experiment_over_losses_with_their_penalties() -> None:
 
 @pytest.mark.parametrize("experiment", [*PUBLISHED, *sorted(OTHERS)])
 def test_hydra_sweeps_over_what_the_file_says(experiment: str) -> None:
-    command = [sys.executable, "-m", "relgan.cli.train", f"experiment={experiment}", "--cfg", "hydra"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert yaml.safe_load(printed)["hydra"]["sweeper"]["params"] == swept(experiment)
+    done = processes.run(processes.command("train"), f"experiment={experiment}", "--cfg", "hydra")
+    assert yaml.safe_load(done.stdout)["hydra"]["sweeper"]["params"] == swept(experiment)
 
 
 @pytest.mark.parametrize("experiment", R3GAN)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
+import processes
 from relgan.config import resolve
 from relgan.losses import LOSSES, TWO_TERM_FORMS, AdversarialLoss, Loss, build_loss, flat_logits, get_loss
 from relgan.options import ConfigError, Options
@@ -505,6 +504,5 @@ def test_logits_of_a_wrong_shape_are_refused(name: str) -> None:
     ],
 )
 def test_a_loss_brings_its_penalty_and_the_command_line_has_the_last_word(overrides: list[str], penalty: str) -> None:
-    command = [sys.executable, "-c", "from relgan.cli.train import main; main()", *overrides, "--cfg", "job"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert yaml.safe_load(printed)["penalty"]["name"] == penalty
+    done = processes.run(processes.command("train"), *overrides, "--cfg", "job")
+    assert yaml.safe_load(done.stdout)["penalty"]["name"] == penalty

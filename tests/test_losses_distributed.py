@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
 
+import processes
 from relgan.losses import LOSSES, get_loss
 
 WORLD = 2
@@ -34,7 +34,6 @@ def losses_and_gradients(r: torch.Tensor, f: torch.Tensor) -> Result:
 
 
 def rank_main(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     part = slice(rank * 3, rank * 3 + 3)
     torch.save(losses_and_gradients(REAL[part], FAKE[part]), f"{folder}/{rank}.pt")
@@ -44,13 +43,7 @@ def rank_main(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=rank_main, args=(rank, str(folder))) for rank in range(WORLD)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-        assert process.exitcode == 0
+    processes.ranks(WORLD, rank_main, str(folder))
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

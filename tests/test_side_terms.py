@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import processes
 from relgan.config import resolve
 from relgan.options import ConfigError
 from relgan.registry import LOSSES
@@ -162,7 +162,6 @@ def value_gradients_and_averages(r: Tensor, f: Tensor) -> list[list[float]]:
 
 
 def rank_main(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     part = slice(rank * 3, rank * 3 + 3)
     torch.save(value_gradients_and_averages(torch.tensor(REAL[part]), torch.tensor(FAKE[part])), f"{folder}/{rank}.pt")
@@ -170,13 +169,7 @@ def rank_main(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=rank_main, args=(rank, str(tmp_path))) for rank in range(WORLD)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-        assert process.exitcode == 0
+    processes.ranks(WORLD, rank_main, str(tmp_path))
     (value,), by_r, by_f, means = value_gradients_and_averages(torch.tensor(REAL), torch.tensor(FAKE))
     halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
     assert sum(half[0][0] for half in halves) / WORLD == pytest.approx(value, rel=1e-6)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import processes
 import tiny
 from relgan.builtin import ConvOptions
 from relgan.config import Config, TrainConfig, check_batch_size
@@ -104,7 +104,6 @@ def gradients(network: nn.Module) -> list[Tensor]:
 
 
 def rank_main(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
     for world in WORLDS:
         if rank >= world:
             continue
@@ -124,13 +123,7 @@ Rank = dict[str, Any]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Rank]]:
     """What each rank of each world saved."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=rank_main, args=(rank, str(folder))) for rank in range(max(WORLDS))]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    processes.ranks(max(WORLDS), rank_main, str(folder))
     return {
         world: [torch.load(folder / f"{rank} of {world}.pt", weights_only=True) for rank in range(world)]
         for world in WORLDS
@@ -184,8 +177,7 @@ def test_torchrun_writes_one_run_like_that_of_one_process(tmp_path: Path) -> Non
     (directory,) = (path.parent for path in tmp_path.rglob("summary.json"))
     assert json.loads((directory / "summary.json").read_text())["status"] == "finished"
     alone = tmp_path / "alone"
-    single = [sys.executable, "-m", "relgan.cli.train", *tiny.ARGUMENTS, *COMPARABLE, f"hydra.run.dir={alone}"]
-    subprocess.run(single, cwd=tmp_path, env=ENVIRONMENT, check=True, timeout=120)
+    processes.run(processes.command("train"), *tiny.ARGUMENTS, *COMPARABLE, f"hydra.run.dir={alone}")
     for got, want in zip(tiny.records(directory), tiny.records(alone), strict=True):
         assert (got["kind"], got["step"]) == (want["kind"], want["step"])
         keys = [key for key in want if key.startswith(("train/", "eval/")) and "second" not in key]
