@@ -54,7 +54,7 @@ bench: setup ## measure the training step, the scores and the data path
 	$(BIN)/python -m benchmarks.scores
 	$(BIN)/python -m benchmarks.data
 
-torture: setup ## kill a small training fifty times at random instants (ARGS="--seed 1 --kills 10")
+torture: setup ## stop a small training fifty times at random instants, by SIGKILL, SIGHUP, SIGTERM (ARGS="--seed 1 --kills 10")
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py $(ARGS)
 
 MINUTES ?= 20

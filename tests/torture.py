@@ -1,4 +1,4 @@
-"""SIGKILL at random instants, again and again: nothing may be lost. ``make torture`` does it fifty times.
+"""SIGKILL, SIGHUP and SIGTERM at random instants, again and again: nothing may be lost. ``make torture``: fifty times.
 
 Every start is a process of its own that builds and trains a real run with ``resume=auto``. All are forked from one
 server that has imported torch, so that a kill costs a fraction of a second.
@@ -65,6 +65,8 @@ SETTINGS = {
     ),
 }
 TIMES = ("time_s", "train/images_per_second")
+# How a process is stopped, and how often: SIGKILL gives it no time, before the others it saves.
+STOPS = {signal.SIGKILL: 5, signal.SIGHUP: 2, signal.SIGTERM: 1}
 PATIENCE = 120
 AIM_SECONDS = 0.01
 """About as long as a save of this model takes."""
@@ -79,13 +81,16 @@ class Report:
     """Where the kills fell and what they cost."""
 
     phases: Counter[str] = field(default_factory=Counter)
+    signals: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
     seconds: float = 0.0
 
     def __str__(self) -> str:
         where = ", ".join(f"{self.phases[phase]} {phase}" for phase in PHASES)
+        which = ", ".join(f"{count} {name}" for name, count in self.signals.items())
         return (
-            f"{self.phases.total()} kills ({where}) in {self.seconds:.0f} s; {self.repeated} updates done again; "
+            f"{self.phases.total()} kills ({which}; {where}) in {self.seconds:.0f} s; "
+            f"{self.repeated} updates done again; "
             "weights, average, optimizers, random states and records equal the undisturbed runs'"
         )
 
@@ -181,17 +186,19 @@ class Starter:
         options: tuple[str, ...],
         *,
         kill_after: float | None = None,
+        stop: signal.Signals = signal.SIGKILL,
         inside: tuple[str, float] | None = None,
         prepare: Callable[..., None] | None = None,
         given: tuple[Any, ...] = (),
     ) -> tuple[int | None, str]:
-        """Train until the end, or until SIGKILL after ``kill_after`` seconds.
+        """Train until the end, or until a signal after ``kill_after`` seconds.
 
         Args:
+            stop: the signal.
             inside: after them, the phase to wait for, and how many seconds inside it.
 
         Returns:
-            exit code, and the phase that the process was in.
+            exit code, and the phase that the process was in when it was stopped.
         """
         marks = self._context.RawArray("i", 1)
         process = self._context.Process(
@@ -203,12 +210,15 @@ class Starter:
             while process.exitcode is None and marks[0] != PHASES.index(inside[0]):
                 time.sleep(0.0005)
             time.sleep(inside[1])
+        phase = PHASES[marks[0]]
         if process.exitcode is None:
-            process.kill()
-            process.join()
-            if kill_after is None:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL if kill_after is None else stop)
+            process.join(PATIENCE)
+            if kill_after is None or process.exitcode is None:
+                process.kill()
                 raise LostError(f"{directory}: nothing happened for {PATIENCE} s")
-        return process.exitcode, PHASES[marks[0]]
+        return process.exitcode, phase
 
 
 def saved_step(directory: Path) -> int | None:
@@ -284,20 +294,26 @@ def torture(starter: Starter, home: Path, options: tuple[str, ...], kills: int, 
             delay = draw.uniform(0, 0.5 * length)
             aim = (draw.choice(aims), draw.uniform(0, AIM_SECONDS))
             inside = aim if report.phases.total() % 2 else None
-            code, phase = starter.live(directory, options, kill_after=delay, inside=inside)
+            (stop,) = draw.choices(list(STOPS), weights=list(STOPS.values()))
+            code, phase = starter.live(directory, options, kill_after=delay, stop=stop, inside=inside)
             if code == 0:
                 break
-            if code != -signal.SIGKILL:
+            saved = code == 128 + stop
+            if not saved and code != -stop:
                 raise failed(directory, code)
             report.phases[phase] += 1
+            report.signals[stop.name] += 1
             step = saved_step(directory)
             if before is not None and (step is None or step < before):
                 raise LostError(f"the checkpoint went back from update {before} to {step}")
             before = step
             reached = tiny.records(directory)[-1]["step"] if _whole_lines(directory) else 0
-            report.repeated += max(0, reached - (step or 0))
+            repeated = max(0, reached - (step or 0))
+            if saved and (repeated or step is None):
+                raise LostError(f"{stop.name} at update {reached}, saved at update {step}")
+            report.repeated += repeated
             later = "" if inside is None else f" and {1000 * inside[1]:.1f} ms of {inside[0]}"
-            print(f"  after {delay:.3f} s{later}, {phase}: next start from update {step}", flush=True)
+            print(f"  {stop.name} after {delay:.3f} s{later}, {phase}: next start from update {step}", flush=True)
         finish(starter, directory, options)
         compare(directory, whole)
         if report.phases.total() == kills:
@@ -332,6 +348,7 @@ def main() -> None:
             print(name, flush=True)
             report = torture(starter, Path(home) / str(number), SETTINGS[name], share, draw)
             total.phases += report.phases
+            total.signals += report.signals
             total.repeated += report.repeated
             total.seconds += report.seconds
     print(total)
