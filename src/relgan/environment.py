@@ -36,7 +36,9 @@ def git_commit() -> str | None:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=5)
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, encoding="utf-8", check=True, timeout=5
+        )
         return done.stdout.strip()
 
     try:

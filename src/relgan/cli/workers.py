@@ -12,6 +12,8 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
+from relgan.training.signals import SIGNALS, is_answered
+
 log = logging.getLogger("relgan")
 
 _asked: int | None = None
@@ -29,20 +31,23 @@ def is_worker() -> bool:
 
 
 def stop(number: int, frame: FrameType | None = None) -> None:
-    """Start no more jobs, and have the workers save and stop; asked twice, stop at once."""
+    """Start no more jobs, and have the workers save and stop; before there are any, or at a second Ctrl-C, at once."""
     global _asked
-    if _asked is not None and not is_worker():
+    if _asked is not None and number == signal.SIGINT and not is_worker():
         raise KeyboardInterrupt
-    _asked = number
-    for worker in multiprocessing.active_children():
+    _asked = _asked or number
+    workers = multiprocessing.active_children()
+    if not workers and not is_worker():
+        raise SystemExit(128 + number)
+    for worker in workers:
         worker.terminate()
 
 
 def lead() -> None:
-    """In the process that starts the workers: pass Ctrl-C and SIGTERM on to them."""
+    """In the process that starts the workers: pass on to them what asks to stop."""
     global _asked
     _asked = None
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in filter(is_answered, SIGNALS):
         signal.signal(number, stop)
 
 
@@ -51,8 +56,11 @@ def enter(sweep_dir: Path) -> None:
     global _slot
     if _slot is not None or not is_worker():
         return
-    # A terminal sends Ctrl-C to everyone; workers hear of it from the process that started them, once.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # A terminal tells everyone; workers hear of it from the process that started them, once.
+    for asking in SIGNALS:
+        signal.signal(asking, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, stop)
     # The lock lasts as long as the process, so that a new worker takes the slot of one that has gone.
     for number in itertools.count():
