@@ -272,6 +272,29 @@ def test_what_cannot_be_run_is_named(values: dict[str, Any], option: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a", "a b/c=1", "größe, (1)", "x" * 255, None])
+def test_a_name_may_be_any_folders(name: str | None) -> None:
+    assert resolve({"name": name}).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "is empty; null: not set"),
+        (".", "'.' is no folder's name"),
+        ("../other", "'../other' leads outside of outputs/"),
+        ("/tmp/x", "'/tmp/x' leads outside of outputs/"),
+        ("two\nlines", r"'two\nlines' holds a control character"),
+        ("ä" * 128, "longer than 255 bytes"),
+    ],
+)
+def test_a_name_that_no_folder_can_have_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=r"^name: ") as caught:
+        resolve({"name": name})
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("dataset", ["stacked_digits", "stacked_mnist", "folder", "cifar10"])
 def test_ada_takes_colours(dataset: str) -> None:
     config = resolve({"augment": {"name": "ada", "ramp": 1000}, "dataset": {"name": dataset}})

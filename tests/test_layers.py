@@ -17,7 +17,10 @@ LAYERS = {
     for height, names in enumerate(
         (
             ("relgan", "relgan.options"),
-            ("relgan.registry", "relgan.cache", "relgan.files", "relgan.environment", "relgan.distributed"),
+            (
+                *("relgan.registry", "relgan.cache", "relgan.files", "relgan.environment", "relgan.distributed"),
+                "relgan.streams",
+            ),
             ("relgan.builtin", "relgan.config", "relgan.images"),
             (
                 *("relgan.augment", "relgan.data", "relgan.losses", "relgan.penalties", "relgan.rundir"),

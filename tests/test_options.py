@@ -11,7 +11,20 @@ from typing import Any
 
 import pytest
 
-from relgan.options import HELP_WIDTH, ConfigError, check, explain, flatten, option, read, suggest, text_of, walk
+from relgan.options import (
+    HELP_WIDTH,
+    ConfigError,
+    check,
+    explain,
+    flatten,
+    option,
+    read,
+    split_list,
+    split_values,
+    suggest,
+    text_of,
+    walk,
+)
 
 
 @dataclass
@@ -28,7 +41,7 @@ class Pie:
     kind: str = option("apple", "which", choices=("apple", "cherry"))
     sides: list[str] = option([], "with it", choices=lambda: ("cream", "ice"))
     hot: bool = option(True, "from the oven")
-    run: str | None = option(None, "where")
+    run: str | None = option(None, "where", path=True)
     inner: Inner = field(default_factory=Inner)
 
 
@@ -103,6 +116,33 @@ def test_suggestions() -> None:
     assert suggest("rasgn", ["sgan", "rasgan"]) == "; did you mean rasgan?"
     assert suggest("train.log_evry", ["train.log_every", "metrics.every"]) == "; did you mean train.log_every?"
     assert suggest("x", ["sgan", "rasgan"]) == ""
+    # By meaning where that is no likeness: of letters, gpu is nearest to cpu.
+    assert suggest("GPU", ["auto", "cpu", "cuda"]) == "; did you mean cuda?"
+    assert suggest("fp16", ["auto", "fp32", "bf16"]) == "; did you mean bf16?"
+    assert suggest("gpu", ["cpu", "mps"]) == "; did you mean cpu?"
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("", []),
+        ("a", ["a"]),
+        (" a , b ", ["a", "b"]),
+        ("a,", ["a", ""]),
+        ("'a,b',\"c'd,e\",f", ["'a,b'", '"c\'d,e"', "f"]),
+        ("it's,a 'b'", ["it's", "a 'b'"]),
+    ],
+)
+def test_commas_outside_of_quotes_separate(text: str, values: list[str]) -> None:
+    assert split_values(text) == values
+
+
+def test_a_path_with_a_comma_is_one_value(tmp_path: Path) -> None:
+    path = tmp_path / "a,b.py"
+    assert len(split_list(str(path))) == 2
+    path.touch()
+    assert split_list(str(path)) == [str(path)]
+    assert split_list(f"['{path}',c]") == [f"'{path}'", "c"]
 
 
 # --- read ---
@@ -114,8 +154,11 @@ def test_words_become_typed_values() -> None:
     assert type(pie.sides) is list
     assert read_pie() == Pie()
     assert read_pie("share=null").share is None
-    # A path is taken as it is typed.
-    assert read_pie("run=a=b: [c]").run == "a=b: [c]"
+    assert read_pie("run=null").run is None
+    assert read_pie("sides=ice").sides == read_pie("sides='ice'").sides == ["ice"]
+    assert read_pie("sides=ice,cream").sides == ["ice", "cream"]
+    # A path is taken as it is typed, without the quotes that Hydra would have needed.
+    assert read_pie("run=a=b: [c]").run == read_pie("run='a=b: [c]'").run == "a=b: [c]"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +167,8 @@ def test_words_become_typed_values() -> None:
         ("count=many", "count: 'many' is not a whole number"),
         ("share=much", "share: 'much' is not a number"),
         ("hot=lukewarm", "hot: 'lukewarm' is not true or false"),
-        ("sides=ice", "sides: 'ice' is not a list such as [a,b]"),
+        ("sides=fish", "sides: 'fish' is not one of cream, ice"),
+        ("run=", "run: is empty; null: not set"),
         ("count=0", "count: must be ≥ 1 and < 100, got 0"),
         ("cuont=3", "cuont: no such option; did you mean count?"),
         ("x=3", "x: no such option; there are count, share, kind, sides, hot, run, inner"),
@@ -145,12 +189,17 @@ def test_what_yaml_cannot_read_is_one_line(word: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_one_word_without_its_name(tmp_path: Path) -> None:
+def test_one_word_without_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_pie("outputs/a", "count=3", positional="run") == Pie(count=3, run="outputs/a")
     # A path may hold a sign of equality.
     assert read_pie("multirun/x/loss=ragan", positional="run").run == "multirun/x/loss=ragan"
     (tmp_path / "lr=1").mkdir()
     assert read_pie(str(tmp_path / "lr=1"), positional="run").run == str(tmp_path / "lr=1")
+    # It may even begin like an option.
+    (tmp_path / "count=1-0123abcd").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("count=1-0123abcd", "count=1-0123abcd/"):
+        assert read_pie(name, "count=3", positional="run") == Pie(count=3, run=name)
     with pytest.raises(ConfigError, match=r"^cuont: no such option; did you mean count\?$"):
         read_pie("cuont=3", positional="run")
     with pytest.raises(ConfigError, match=r"^run: only one is accepted; b is extra$"):
@@ -174,8 +223,8 @@ def test_the_explanation_has_the_default_the_meaning_the_range_and_the_choices()
     assert [" ".join(line.split()) for line in text.splitlines()][:6] == [
         "count=2 how many; ≥ 1 and < 100",
         "share=null how much; > 0 and ≤ 1",
-        "kind=apple which; apple|cherry; of every pie",
-        "sides=[] with it; cream|ice",
+        "kind=apple which; apple | cherry; of every pie",
+        "sides=[] with it; cream | ice",
         "hot=true from the oven",
         "run=null where",
     ]

@@ -46,6 +46,7 @@ def values(*overrides: str) -> dict[str, Any]:
         ("plugins=[mine]",),
         ("fail_fast=true",),
         ("dataset.path=elsewhere",),
+        ("dataset.url=[https://mirror]", "dataset.residence=host", "dataset.min_images=2"),
     ],
     ids=str,
 )
@@ -115,6 +116,40 @@ def test_a_finished_run_is_extended_when_more_is_asked_for_and_a_diverged_one_ne
     for iterations, expected in ((3, None), (4, None), (5, run.path)):
         assert newest(tmp_path, tiny.config(f"train.iterations={iterations}")) == expected
     assert newest(tmp_path, tiny.config("train.iterations=null", "train.epochs=9")) is None
+    run = make(tmp_path, "2026-01-03", "finished", "train.iterations=null", "train.epochs=2", step=32)
+    for epochs, longer in ((2, None), (3, run.path)):
+        assert newest(tmp_path, tiny.config("train.iterations=null", f"train.epochs={epochs}")) == longer
+
+
+@pytest.mark.parametrize(
+    ("status", "overrides", "reason"),
+    [
+        ("interrupted", ("seed=2", "train.batch_size=8"), "seed was 2, now 1"),
+        ("diverged", (), "it diverged"),
+        ("finished", (), "it has finished as long a training as is now asked for"),
+    ],
+)
+def test_a_start_from_zero_says_which_run_it_leaves_and_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, status: str, overrides: tuple[str, ...], reason: str
+) -> None:
+    config = tiny.config("resume=auto")
+    home = tmp_path / "outputs" / "digits-ragan"
+    make(home, "2026-01-01", "diverged")
+    left = make(home, "2026-01-02", status, *overrides, step=4)
+    make(home, "2026-01-03", "running", saved=False)
+    assert find(config, RunDir(home / "2026-01-04"), ()) is None
+    (said,) = caplog.records
+    assert said.levelname == "WARNING"
+    assert said.getMessage() == f"resume=auto: starting anew, not going on with {left.path}: {reason}"
+
+
+def test_the_first_start_of_a_run_warns_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The other jobs of a sweep, and what lies beside a directory that was chosen, are not meant by auto."""
+    make(tmp_path / "multirun" / "s", "seed=2", "diverged", "seed=2")
+    with caplog.at_level("INFO", "relgan"):
+        assert find(tiny.config("resume=auto"), RunDir(tmp_path / "multirun" / "s" / "seed=1"), ()) is None
+    assert caplog.messages == ["resume=auto: nothing to continue, starting anew"]
+    assert caplog.records[0].levelname == "INFO"
 
 
 # --- which checkpoint ---

@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relgan.options import ConfigError, RelganError
+from relgan.options import ConfigError, RelganError, user_path
 from relgan.rundir import LOG, RunDir
+from relgan.streams import lossy
 
 if TYPE_CHECKING:
     from relgan.generator import TrainedGenerator
@@ -64,13 +65,15 @@ def train(
     from relgan.build import build_run
     from relgan.cli.command import Line, user_errors
     from relgan.cli.compose import compose, run_directory
+    from relgan.config import absolute_paths
     from relgan.training.loop import train as train_run
 
     _check(words, config_dir)
     with user_errors():
-        config = compose(Line(list(words), None if config_dir is None else Path(config_dir)))
-    place = Path(directory) if directory else run_directory(config, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
-    with _made(place), _logged(place, show=log):
+        config = compose(Line(list(words), None if config_dir is None else user_path(config_dir)))
+    config = absolute_paths(config, Path.cwd())
+    place = user_path(directory) if directory else run_directory(config, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    with _made(place), _logged(place, show=log), lossy():
         try:
             run = build_run(config, place, words)
         except ConfigError as error:
@@ -95,7 +98,7 @@ def _check(words: Sequence[str], config_dir: str | Path | None) -> None:
             raise RelganError(f"{word}: flags are for the command; relgan.train trains one run")
         if word.lstrip("+~").startswith("hydra"):
             raise RelganError(f"{word}: there is no Hydra job here; directory= names the run directory")
-    if config_dir is not None and not Path(config_dir).is_dir():
+    if config_dir is not None and not user_path(config_dir).is_dir():
         raise ConfigError("config_dir", f"{config_dir} is not a directory")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from relgan import resume
 from relgan.augment import build_augmentation
-from relgan.config import Config, run_name
+from relgan.config import Config
 from relgan.data import PackedStore, prepare
 from relgan.data.batches import Batch, Batches
 from relgan.distributed import own_part, world_size
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def build_run(
-    config: Config, run_dir: Path, words: Sequence[str] = (), *, group: str | None = None, job_type: str = "train"
+    config: Config, run_dir: Path, words: Sequence[str] = (), *, sweep: str | None = None, job_type: str = "train"
 ) -> Run:
     """Prepare the data, build everything and, when asked, continue from a checkpoint.
 
@@ -49,7 +49,7 @@ def build_run(
         config: checked by ``relgan.config.validate``.
         run_dir: created if needed.
         words: the command line that led to ``config``, kept in the summary.
-        group: what a tracker shows together; by default runs of the same name.
+        sweep: the name of the sweep that the run is a job of.
         job_type: what kind of run this is to a tracker.
 
     Raises:
@@ -85,7 +85,7 @@ def build_run(
     )
     if state.step > run.total:
         raise ConfigError("train.iterations", f"the checkpoint is at {state.step} updates already; give more")
-    resume.begin(run, origin, group=group or run_name(config), job_type=job_type)
+    resume.begin(run, origin, sweep=sweep, job_type=job_type)
     return run
 
 

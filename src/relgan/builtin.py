@@ -254,14 +254,14 @@ register_extractor("digits", Options, "relgan.metrics.extractors.digits:build", 
 class WandbOptions(TrackerOptions):
     """Weights & Biases."""
 
-    project: str = option("relgan", "W&B project")
-    entity: str | None = option(None, "W&B user or team; null: your default")
+    project: str | None = option(None, "W&B project; null: WANDB_PROJECT, else relgan")
+    entity: str | None = option(None, "W&B user or team; null: WANDB_ENTITY, else your default")
     mode: str = option(
         "auto",
-        "auto: online when a key is configured and W&B answers, else offline",
+        "auto: WANDB_MODE, else online when a key is configured and W&B answers, else offline",
         choices=("auto", "online", "offline"),
     )
-    tags: list[str] = option([], "tags besides loss, form and dataset")
+    tags: list[str] = option([], "tags besides loss, form and dataset; []: WANDB_TAGS")
     artifacts: bool = option(False, "also send the best checkpoint, and a sweep's comparison page")
 
 

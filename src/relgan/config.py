@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from operator import attrgetter
+from pathlib import Path, PurePath
+from typing import Any, TypeVar, cast
 
-from relgan.options import ConfigError, Option, Options, check, flatten, option, suggest, walk
+from relgan.options import ConfigError, Option, Options, check, flatten, option, suggest, user_path, walk
 from relgan.registry import (
     EXTRACTORS,
     GROUPS,
@@ -29,6 +31,10 @@ from relgan.registry import (
     Registry,
     TrackerOptions,
 )
+
+LONGEST_NAME = 255  # bytes, of one folder
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -98,8 +104,8 @@ class MetricsConfig:
     modes_images: int = option(10000, "generated images for mode coverage", ge=1)
     extractor: str = option("auto", "feature network of the scores", choices=lambda: ("auto", *EXTRACTORS.names()))
     input_size: int = option(96, "side in pixels of what efficientnet_lite0 sees, a multiple of 32", ge=32)
-    weights: str | None = option(None, "file with the Inception weights")
-    lpips_weights: str | None = option(None, "file with the AlexNet weights of LPIPS")
+    weights: str | None = option(None, "file with the Inception weights", path=True)
+    lpips_weights: str | None = option(None, "file with the AlexNet weights of LPIPS", path=True)
     generator: str = option("ema", "which weights are scored", choices=("ema", "raw"))
     generator_mode: str = option(
         "eval",
@@ -116,6 +122,7 @@ class MetricsConfig:
     kid_subsets: int = option(100, "subsets of KID", ge=1)
     kid_subset_size: int = option(1000, "images in each KID subset", ge=2)
     neighbourhood: int = option(3, "k of precision and recall", ge=1)
+    density_neighbourhood: int = option(5, "k of density and coverage", ge=1)
     lpips_pairs: int = option(1000, "pairs of generated images for lpips_diversity", ge=2)
     objective: str | None = option(
         None, "score that a hyper-parameter search sees, such as eval/fid; null: the first one"
@@ -135,14 +142,18 @@ def _copier(options: Any) -> Callable[[], Any]:
 class Config:
     """The resolved configuration of one training run."""
 
-    name: str | None = option(None, "groups runs: outputs/NAME/…, multirun/NAME/JOB, the W&B group")
+    name: str | None = option(
+        None, "groups runs: outputs/NAME/…, multirun/NAME/JOB, the W&B group; a folder's name, or several with /"
+    )
     seed: int = option(1, "seed of weights, noise and data order", ge=0)
     device: str = option("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = option("auto", "arithmetic of the networks", choices=("auto", "fp32", "bf16"))
     engine: str = option(
         "auto", "auto: cudagraph on CUDA, else eager", choices=("auto", "eager", "compiled", "cudagraph")
     )
-    resume: str | None = option(None, "auto: go on with this run; or the path of a run directory or checkpoint")
+    resume: str | None = option(
+        None, "auto: go on with this run; or the path of a run directory or checkpoint", path=True
+    )
     plugins: list[str] = option([], "modules or .py files that register losses, networks … of your own")
     fail_fast: bool = option(False, "stop a sweep at the first job that fails")
     model: ModelOptions = _part("model", "dcgan")
@@ -240,16 +251,24 @@ def overlay(saved: Config, composed: Config, words: Iterable[str]) -> Config:
     names = option_names(words)
     if not all(hasattr(composed, name.partition(".")[0]) for name in names):
         return composed
-    config = dataclasses.replace(saved)
+    config = saved
     for name in names:
-        *groups, last = name.split(".")
-        source: Any = composed
-        target: Any = config
-        for group in groups:
-            source, inner = getattr(source, group), dataclasses.replace(getattr(target, group))
-            setattr(target, group, inner)
-            target = inner
-        setattr(target, last, getattr(source, last))
+        config = _with(config, name, attrgetter(name)(composed))
+    return config
+
+
+def _with(options: T, name: str, value: Any) -> T:
+    """A copy in which the option of that dotted name has another value."""
+    first, _, rest = name.partition(".")
+    inner = _with(getattr(options, first), rest, value) if rest else value
+    return dataclasses.replace(options, **{first: inner})  # type: ignore[type-var]
+
+
+def absolute_paths(config: Config, base: Path) -> Config:
+    """The configuration with every path made absolute; relative ones start from ``base``."""
+    for each in list(walk(config)):
+        if each.is_path and each.value and (each.name, each.value) != ("resume", "auto"):
+            config = _with(config, each.name, str(base / user_path(each.value)))
     return config
 
 
@@ -277,8 +296,33 @@ def has_average(config: Config) -> bool:
 
 
 def run_name(config: Any) -> str:
-    """What groups a run: its name, else dataset and loss. Takes a Config or its OmegaConf twin."""
+    """What groups a run: its name, else dataset and loss. Takes a Config or its OmegaConf twin.
+
+    Raises:
+        ConfigError: no folder can be called so.
+    """
+    check_name(config.name)
     return str(config.name or f"{config.dataset.name}-{config.loss.name}")
+
+
+def home_of(config: Any) -> Path:
+    """Where the directories of single runs lie: outputs/NAME. Takes what :func:`run_name` takes."""
+    return Path("outputs") / run_name(config)
+
+
+def check_name(name: str | None) -> None:
+    """Raise :class:`ConfigError` unless ``name`` can be a folder, or folders, below outputs/ and multirun/."""
+    if name is None:
+        return
+    parts = PurePath(str(name)).parts
+    reasons = {
+        "is no folder's name": not parts,
+        "leads outside of outputs/": PurePath(str(name)).is_absolute() or ".." in parts,
+        "holds a control character": any(ord(letter) < ord(" ") for letter in str(name)),
+        f"is longer than {LONGEST_NAME} bytes": any(len(os.fsencode(part)) > LONGEST_NAME for part in parts),
+    }
+    if reason := next((reason for reason, holds in reasons.items() if holds), None):
+        raise ConfigError("name", f"{name!r} {reason}; give a folder's name, or several with /")
 
 
 def _parts(values: Mapping[str, Any]) -> dict[str, tuple[Registry[Any], str]]:
@@ -333,6 +377,7 @@ def check_batch_size(config: Config, ranks: int) -> None:
 def validate(config: Config) -> None:
     """Raise :class:`ConfigError` naming the first option, or combination, that cannot be run."""
     check(config)
+    check_name(config.name)
     if len(config.optimizer.betas) != 2:
         raise ConfigError("optimizer.betas", f"must be two numbers in [0, 1), got {list(config.optimizer.betas)}")
     if (config.train.iterations is None) == (config.train.epochs is None):

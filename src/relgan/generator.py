@@ -19,7 +19,7 @@ from relgan.config import Config, as_values, foreign_parts, has_average, refuse_
 from relgan.images import class_rows, grid
 from relgan.networks import build_networks
 from relgan.networks.sampling import draw_labels, sample_images, sample_rows
-from relgan.options import ConfigError, RelganError, suggest
+from relgan.options import ConfigError, RelganError, suggest, user_path
 from relgan.registry import DATASETS
 from relgan.rundir import RunDir
 from relgan.training import checkpoint
@@ -169,7 +169,7 @@ def read_checkpoint(run: str | Path, which: str = "last") -> dict[str, Any]:
     Raises:
         RelganError: it is missing or damaged, or needs a part that nobody has registered.
     """
-    path = Path(run).expanduser()
+    path = user_path(run)
     folder = RunDir(path).checkpoints
     names = ("best", "last", *sorted(file.stem for file in folder.glob("*_*.pt")))
     if which not in names:
@@ -276,7 +276,7 @@ def load(path: str | Path, *, checkpoint: str = "last", weights: str = "ema", de
     from relgan.training.engine import prepare_device
 
     place = prepare_device(device)
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix != EXPORTED:
         return from_checkpoint(read_checkpoint(path, checkpoint), weights=weights, device=place)
     trained = from_safetensors(path, device=place)

@@ -10,14 +10,18 @@ import dataclasses
 import difflib
 import math
 import operator
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 HELP_WIDTH = 118
 _HELP_INDENT = 34
+
+# What people call a choice by another name, where no likeness of letters would find it.
+SYNONYMS = {"gpu": "cuda", "float32": "fp32", "full": "fp32", "float16": "bf16", "fp16": "bf16", "half": "bf16"}
 
 Choices = Sequence[Any] | Callable[[], Sequence[Any]]
 T = TypeVar("T")
@@ -48,6 +52,7 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    path: bool = False,
 ) -> Any:
     """Declare one option as a dataclass field.
 
@@ -56,8 +61,9 @@ def option(
         doc: its meaning, with the unit.
         choices: the accepted values, or a function that lists them when they are asked for.
         ge, gt, le, lt: bounds of a number.
+        path: whether it names a file or folder.
     """
-    metadata = {"doc": doc, "choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt}
+    metadata = {"doc": doc, "choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt, "path": path}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -83,7 +89,21 @@ class Option:
 
     name: str
     value: Any
+    type: Any
     meta: Mapping[str, Any]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether any text is accepted: a path, a name."""
+        return self.type in _TEXT and self.meta.get("choices") is None
+
+    @property
+    def is_path(self) -> bool:
+        return bool(self.meta.get("path"))
+
+    @property
+    def is_list(self) -> bool:
+        return get_origin(self.type) is list
 
     @property
     def choices(self) -> tuple[Any, ...] | None:
@@ -99,7 +119,9 @@ class Option:
         )
 
     def check(self) -> None:
-        """Raise :class:`ConfigError` if the value is outside its choices or range."""
+        """Raise :class:`ConfigError` if the value is outside its choices or range, or an empty text."""
+        if self.value == "" and self.type == str | None:
+            raise ConfigError(self.name, "is empty; null: not set")
         for value in self.value if isinstance(self.value, list) else [self.value]:
             self._check_one(value)
 
@@ -117,6 +139,7 @@ class Option:
             raise ConfigError(self.name, f"must be {self.range or 'finite'}, got {value:g}")
 
 
+_TEXT = (str, str | None)
 _BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
     "ge": operator.ge,
     "gt": operator.gt,
@@ -127,12 +150,13 @@ _BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
 
 def walk(options: Any, prefix: str = "") -> Iterator[Option]:
     """Every option of a dataclass instance, those of nested dataclasses too."""
+    types = get_type_hints(type(options))
     for f in dataclasses.fields(options):
         value = getattr(options, f.name)
         if dataclasses.is_dataclass(value):
             yield from walk(value, f"{prefix}{f.name}.")
         else:
-            yield Option(f"{prefix}{f.name}", value, f.metadata)
+            yield Option(f"{prefix}{f.name}", value, types[f.name], f.metadata)
 
 
 def check(options: Any, prefix: str = "") -> None:
@@ -159,8 +183,49 @@ def first_line(error: BaseException) -> str:
 
 def suggest(given: object, known: Iterable[object]) -> str:
     """``; did you mean X?``, or nothing where no known name is close."""
-    close = difflib.get_close_matches(str(given), [str(name) for name in known], n=1, cutoff=0.6)
+    names = [str(name) for name in known]
+    meant = SYNONYMS.get(str(given).lower())
+    close = [meant] if meant in names else difflib.get_close_matches(str(given), names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as people give it: ``~`` and ``~NAME`` are home directories, where there are such."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def is_there(text: str) -> bool:
+    """Whether a text, which may be anything, is the path of a file or folder."""
+    try:
+        return user_path(text).exists()
+    except (OSError, ValueError):  # too long, or no path at all
+        return False
+
+
+def split_values(text: str) -> list[str]:
+    """``A,B`` at the commas that are in no quotes; the quotes stay."""
+    return [match[1].strip() for match in _BETWEEN_COMMAS.finditer(text)] if text.strip() else []
+
+
+_BETWEEN_COMMAS = re.compile(r"""(?:^|,)\s*("[^"]*"\s*(?=,|\Z)|'[^']*'\s*(?=,|\Z)|[^,]*)""")
+
+
+def without_brackets(text: str) -> str:
+    """What stands in ``[…]``, or the text itself: a word may stand for a list of one."""
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
+
+
+def split_list(text: str) -> list[str]:
+    """The values of ``[A,B]`` or ``A,B``, with their quotes; the path of something that exists is one value."""
+    return [text] if is_there(text) else split_values(without_brackets(text))
+
+
+def unquoted(text: str) -> str:
+    """Without the quotes that enclose it, if any do."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def read(kind: type[T], words: Iterable[str], *, positional: str = "") -> T:
@@ -183,19 +248,19 @@ def read(kind: type[T], words: Iterable[str], *, positional: str = "") -> T:
     given: set[str] = set()
     for word in words:
         key, sign, text = word.partition("=")
-        if not (sign and key in types):
-            if not positional or not is_loose(word):
-                raise ConfigError(key, f"no such option{suggest(key, types) or '; there are ' + ', '.join(types)}")
+        if positional and is_loose(word):
             loose.append(word)
             continue
+        if not (sign and key in types):
+            raise ConfigError(key, f"no such option{suggest(key, types) or '; there are ' + ', '.join(types)}")
         given.add(key)
         try:
-            node[key] = text if types[key] in (str, str | None) else OmegaConf.create(f"value: {text}").value
+            node[key] = _value(types[key], text)
         except (OmegaConfBaseException, ValueError) as error:
             raise ConfigError(key, f"{text!r} is not {_kind_of(types[key])}") from error
         except Exception as error:  # what yaml makes of an odd value
             raise ConfigError(key, f"{text!r} cannot be read: {str(error).splitlines()[0]}") from error
-    if loose and types[positional] in (str, str | None):
+    if loose and types[positional] in _TEXT:
         if len(loose) > 1 or positional in given:
             raise ConfigError(positional, f"only one is accepted; {loose[-1]} is extra")
         node[positional] = loose[0]
@@ -210,7 +275,20 @@ def read(kind: type[T], words: Iterable[str], *, positional: str = "") -> T:
 def is_loose(word: str) -> bool:
     """Whether a word of a command line is a value without its option's name: a path, which may hold = as well."""
     key, sign, _ = word.partition("=")
-    return not sign or "/" in key.removeprefix("hydra/") or Path(word).expanduser().exists()
+    return not sign or "/" in key.removeprefix("hydra/") or is_there(word)
+
+
+def _value(declared: Any, text: str) -> Any:
+    """What a word gives an option of this type; text is taken as it was typed."""
+    from omegaconf import OmegaConf
+
+    if declared == str | None and text == "null":
+        return None
+    if declared in _TEXT:
+        return unquoted(text)
+    if declared == list[str]:
+        return [unquoted(each) for each in split_list(text)]
+    return OmegaConf.create(f"value: {text}").value
 
 
 def _kind_of(declared: Any) -> str:
@@ -228,7 +306,7 @@ def explain(options: Iterable[Option], notes: Mapping[str, str] | None = None) -
     lines = []
     for each in options:
         left = f"  {each.name}={text_of(each.value)}  "
-        accepted = "|".join(map(text_of, each.choices or ()))
+        accepted = " | ".join(map(text_of, each.choices or ()))
         parts = (each.meta.get("doc", ""), each.range, accepted, (notes or {}).get(each.name))
         said = textwrap.fill(
             "; ".join(filter(None, parts)), HELP_WIDTH, initial_indent=indent, subsequent_indent=indent

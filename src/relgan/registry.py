@@ -23,7 +23,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from relgan.options import ConfigError, Options, RelganError, first_line, option, suggest
+from relgan.options import ConfigError, Options, RelganError, first_line, option, suggest, user_path
 
 ENTRY_POINTS = "relgan.plugins"
 # Loaded like plugins, before any other.
@@ -89,7 +89,7 @@ class AugmentOptions(Options):
 class DatasetOptions(Options):
     """Real images; the defaults are each data set's own."""
 
-    path: str | None = option(None, "archive or directory that is already on this machine")
+    path: str | None = option(None, "archive or directory that is already on this machine", path=True)
     image_size: int = option(32, "side of the square training images, pixels", choices=IMAGE_SIZES)
     sampling: str = option(
         "epoch",
@@ -448,7 +448,7 @@ def _import(name: str, places: Sequence[Path]) -> None:
         if meant is not None and getattr(module, "__file__", None) != str(meant.resolve()):
             raise ImportError(f"another module is called {name}; rename {meant}")
         return
-    path = next((found for place in places if (found := place / Path(name).expanduser()).is_file()), None)
+    path = next((found for place in places if (found := place / user_path(name)).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"no such file in {' or '.join(map(str, places))}")
     if (there := sys.modules.get(path.stem)) is not None:

@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from relgan.config import Config, as_values, option_names, overlay, refuse_foreign, resolve
+from relgan.config import (
+    Config,
+    TrainConfig,
+    as_values,
+    home_of,
+    option_names,
+    overlay,
+    refuse_foreign,
+    resolve,
+    run_name,
+)
 from relgan.files import atomic_write
-from relgan.options import ConfigError, RelganError, flatten
+from relgan.options import ConfigError, RelganError, flatten, user_path
 from relgan.rundir import OccupiedError, RunDir
 from relgan.tracking.base import Context, Tracker, open_trackers
 
@@ -27,7 +37,8 @@ log = logging.getLogger("relgan")
 # A continued run may go on longer, report more or less often, elsewhere and on another device; the images are
 # compared by their fingerprint.
 MAY_DIFFER = (
-    *("name", "device", "resume", "plugins", "fail_fast", "dataset.path"),
+    *("name", "device", "resume", "plugins", "fail_fast"),
+    *("dataset.path", "dataset.url", "dataset.residence", "dataset.min_images"),
     *("train.iterations", "train.epochs", "train.log_every", "train.sample_every", "train.checkpoint_every"),
     *("train.keep_checkpoints", "train.keep_best", "metrics.every", "tracker."),
 )
@@ -69,20 +80,40 @@ def newest(base: Path, config: Config) -> Path | None:
     It is of the same configuration, holds a checkpoint, and is unfinished or finished with fewer iterations than
     are now asked for.
     """
-    wanted = as_values(config)
-    for path in sorted(base.glob("*/"), reverse=True):
-        run = RunDir(path)
-        saved = run.read_config()
-        if run.has_checkpoint() and saved and _goes_on(run, config) and not any(differences(saved, wanted)):
-            return path
+    return next((run.path for run in _with_checkpoint(base) if _obstacle(run, config) is None), None)
+
+
+def _with_checkpoint(base: Path) -> Iterator[RunDir]:
+    """The run directories below ``base`` that hold a checkpoint, the newest first."""
+    runs = (RunDir(path) for path in sorted(base.glob("*/"), reverse=True))
+    return (run for run in runs if run.has_checkpoint())
+
+
+def _obstacle(run: RunDir, config: Config) -> str | None:
+    """Why ``resume=auto`` does not go on with a run; None where it does."""
+    saved, summary = run.read_config(), run.read_summary()
+    if not saved:
+        return "its config.yaml cannot be read"
+    for option, before, now in differences(saved, as_values(config)):
+        return f"{option} was {before}, now {now}"
+    if summary.get("status") == "diverged":
+        return "it diverged"
+    if summary.get("status") == "finished" and not _asks_for_more(config.train, saved["train"], summary.get("step", 0)):
+        return "it has finished as long a training as is now asked for"
     return None
 
 
-def _goes_on(run: RunDir, config: Config) -> bool:
-    summary = run.read_summary()
-    if summary.get("status") == "finished":
-        return config.train.iterations is not None and summary.get("step", 0) < config.train.iterations
-    return summary.get("status") != "diverged"
+def _asks_for_more(wanted: TrainConfig, before: Mapping[str, Any], step: int) -> bool:
+    """Whether a finished run has something left to do.
+
+    Args:
+        before: its own ``train``.
+        step: what it reached.
+    """
+    if wanted.iterations is not None:
+        return step < wanted.iterations
+    assert wanted.epochs is not None
+    return before["epochs"] is not None and before["epochs"] < wanted.epochs
 
 
 def find(config: Config, directory: RunDir, words: Iterable[str]) -> Origin | None:
@@ -105,7 +136,7 @@ def find(config: Config, directory: RunDir, words: Iterable[str]) -> Origin | No
         )
     if path is None:
         if config.resume is not None:
-            log.info("resume=auto: nothing to continue, starting anew")
+            _tell_what_was_found(config, directory)
         return None
     content = checkpoint.load_newest(path)
     values = content["config"]
@@ -121,10 +152,20 @@ def find(config: Config, directory: RunDir, words: Iterable[str]) -> Origin | No
     return Origin(path, content, in_place, config)
 
 
+def _tell_what_was_found(config: Config, own: RunDir) -> None:
+    """Why ``resume=auto`` starts anew: which run of this name is the newest, and what is different about it."""
+    base, home = own.path.absolute().parent, home_of(config).parts
+    run = next(_with_checkpoint(base), None) if base.parts[-len(home) :] == home else None
+    if run is not None and (reason := _obstacle(run, config)):
+        log.warning("resume=auto: starting anew, not going on with %s: %s", run.path, reason)
+    else:
+        log.info("resume=auto: nothing to continue, starting anew")
+
+
 def _checkpoint(resume: str, own: RunDir) -> Path | None:
     if resume == "auto":
         return own.last if own.has_checkpoint() else None
-    path = Path(resume).expanduser()
+    path = user_path(resume)
     if path.is_dir():
         if not RunDir(path).has_checkpoint():
             raise RelganError(f"resume: {resume} holds no checkpoints/last.pt")
@@ -149,11 +190,11 @@ def restore(origin: Origin, state: TrainState, store: PackedStore) -> None:
         state.history = type(state.history)(visited=state.history.visited)
 
 
-def begin(run: Run, origin: Origin | None, *, group: str, job_type: str) -> None:
+def begin(run: Run, origin: Origin | None, *, sweep: str | None, job_type: str) -> None:
     """Give the run its directory: nobody else's, with its config.yaml, without records that are written again.
 
     Args:
-        group: what a tracker shows together.
+        sweep: the name of the sweep that it is a job of.
         job_type: what kind of run this is to a tracker.
 
     Raises:
@@ -172,12 +213,13 @@ def begin(run: Run, origin: Origin | None, *, group: str, job_type: str) -> None
         truncate(run.dir, origin, run.state, run.total)
     context = Context(
         run_dir=run.dir.path,
-        group=group,
+        group=sweep or run_name(run.config),
         job_type=job_type,
         tags=[run.config.loss.name, run.update.loss.form, run.config.dataset.name],
         options=run.values,
         run_id=None if origin is None else origin.tracker_run_id,
         logged=logged,
+        alone=sweep is None,
     )
     run.trackers = open_trackers(run.config.tracker, context, run.dir.metrics) if is_main() else Tracker()
     run.write_summary("running")

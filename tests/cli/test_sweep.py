@@ -8,6 +8,7 @@ import importlib.util
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -136,8 +137,15 @@ def stop_at(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_ends_the_sweep_and_the_same_line_again_goes_on(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         stop_at(6, patched)
-        assert sweep("seed=1,2,3", "train.log_every=1").code == 130
+        result = sweep("seed=1,2,3", "train.log_every=1")
+    assert result.code == 130
     assert statuses() == {1: "finished", 2: "interrupted"}
+    assert [line.split()[:2] for line in result.out.splitlines() if line.startswith(" seed=")] == [
+        ["seed=1", "finished"],
+        ["seed=2", "interrupted"],
+    ]
+    assert Path("multirun/t/report.html").exists()
+    assert f"continue with: relgan-train name=t {' '.join(tiny.ARGUMENTS)} seed=1,2,3" in result.out
     assert [line["step"] for line in tiny.records(jobs()[2])] == [1, 2]
     result = sweep("seed=1,2,3", "train.log_every=1")
     assert result.code == 0
@@ -150,6 +158,18 @@ def test_ctrl_c_ends_the_sweep_and_the_same_line_again_goes_on(sweep: Sweep, mon
     whole = tiny.last(jobs("whole")[2])
     assert not tiny.differing(whole["generator"], tiny.last(jobs()[2])["generator"])
     assert not tiny.differing(whole["optimizers"], tiny.last(jobs()[2])["optimizers"])
+
+
+def test_a_sweep_without_a_name_goes_on_in_its_own_directory(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        stop_at(2, patched)
+        result = sweep("name=null", "seed=1,2")
+    assert result.code == 130
+    (line,) = (line for line in result.out.splitlines() if line.startswith("continue with: "))
+    monkeypatch.setattr(sys, "argv", shlex.split(line.removeprefix("continue with: ")))
+    train.main()
+    (directory,) = Path("multirun").iterdir()
+    assert statuses(directory.name) == {1: "finished", 2: "finished"}
 
 
 def test_fail_fast_stops_at_the_first_failure(sweep: Sweep) -> None:

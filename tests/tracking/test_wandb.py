@@ -209,4 +209,50 @@ def test_the_users_wandb_mode_is_respected(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("WANDB_MODE", "disabled")
     wandb.teardown()  # it reads its environment once
     assert tiny.run(tmp_path / "run", *OFFLINE) == Outcome("finished", 0)
-    assert not wandb_files(tmp_path / "run")
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+def begun(tmp_path: Path, options: WandbOptions, context: Context) -> Any:
+    """What W&B recorded of a run when it began; its file lies below ``tmp_path``."""
+    wandb.teardown()  # it reads its environment once
+    tracker = tracking.start(options, context)
+    assert tracker is not None
+    tracker.close(0)
+    (path,) = [path for path in tmp_path.rglob("*.wandb") if tracker.run_id in path.name]
+    (run,) = [record.run for record in records(path) if record.WhichOneof("record_type") == "run"]
+    return run
+
+
+def test_what_no_option_says_the_environment_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"PROJECT": "thesis", "ENTITY": "lab", "NAME": "night", "RUN_GROUP": "all", "JOB_TYPE": "try"}
+    said |= {
+        "TAGS": "x,y",
+        "NOTES": "slowly",
+        "RUN_ID": "chosen",
+        "MODE": "offline",
+        "DIR": str(tmp_path / "elsewhere"),
+    }
+    for name, value in said.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    context = Context(tmp_path / "run", "digits-ragan", "train", ["ragan"], {"name": None})
+    run = begun(tmp_path / "elsewhere", WandbOptions(), context)
+    assert (run.project, run.entity, run.display_name, run.run_group) == ("thesis", "lab", "night", "all")
+    assert (run.job_type, list(run.tags), run.notes, run.run_id) == ("try", ["ragan", "x", "y"], "slowly", "chosen")
+    assert not (tmp_path / "run").exists()
+
+    # Options come first.
+    monkeypatch.delenv("WANDB_DIR")
+    context = Context(tmp_path / "run", "named", "train", ["ragan"], {"name": "named"})
+    run = begun(tmp_path / "run", WandbOptions(project="p", entity="e", tags=["z"]), context)
+    assert (run.project, run.entity, run.run_group, list(run.tags)) == ("p", "e", "named", ["ragan", "z"])
+
+
+def test_the_jobs_of_a_sweep_are_runs_of_their_own_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent of W&B sets the first two for what it starts, and lets them overrule what a program says."""
+    for name, value in {"RUN_ID": "shared", "SWEEP_ID": "s", "RESUME": "auto", "MODE": "offline"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    contexts = [Context(tmp_path / job, "group", "sweep", alone=False) for job in ("a", "b")]
+    first, second = (begun(tmp_path, WandbOptions(), context).run_id for context in contexts)
+    assert len({first, second, "shared"}) == 3

@@ -402,9 +402,10 @@ def test_a_directory_in_use_is_refused_and_untouched(tmp_path: Path) -> None:
     assert train(run).status == "finished"
 
 
-def test_scores_that_fail_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last checkpoint is written before the last scores are computed."""
-    options = ("train.iterations=3", "train.checkpoint_every=0", "metrics.every=0")
+@pytest.mark.parametrize(("every", "step"), [(0, 3), (2, 2)])
+def test_scores_that_fail_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, step: int) -> None:
+    """The last checkpoint is written before the last scores are computed, and after others that break."""
+    options = ("train.iterations=3", "train.checkpoint_every=0", f"metrics.every={every}")
     run = build_run(tiny.config(*options), tmp_path / "run")
 
     class Failing:
@@ -421,7 +422,7 @@ def test_scores_that_fail_lose_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(run, "evaluator", Failing())
     with pytest.raises(RuntimeError, match="broken"):
         train(run)
-    assert checkpoint.load(run.dir.last)["step"] == 3
+    assert checkpoint.load(run.dir.last)["step"] == step
 
 
 def test_a_picture_of_a_diverged_generator_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

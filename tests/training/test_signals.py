@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from relgan.training.signals import StopRequested, StopSignals, requeue
+from relgan.files import atomic_write
+from relgan.training.signals import SIGNALS, StopRequested, StopSignals, leaving, requeue
+
+needs_hangup = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
 
 
-@pytest.mark.parametrize("number", StopSignals.SIGNALS)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_only_asks(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopSignals() as signals:
@@ -41,6 +45,57 @@ def test_what_machines_repeat_does_not_cut_the_saving_short() -> None:
         for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
             signal.raise_signal(number)
         assert signals.received == signal.SIGUSR1
+
+
+@pytest.fixture
+def _nohup() -> Iterator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@needs_hangup
+@pytest.mark.usefixtures("_nohup")
+def test_under_nohup_a_closed_terminal_asks_for_nothing() -> None:
+    with leaving(), StopSignals() as signals:
+        signal.raise_signal(signal.SIGHUP)
+        signals.check()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_what_a_script_leaves_in_the_background_is_still_interrupted() -> None:
+    """A shell without job control starts it with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.received == signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@needs_hangup
+def test_the_terminal_is_among_what_asks() -> None:
+    assert {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2} == set(SIGNALS)
+
+
+def test_a_signal_that_came_before_counts() -> None:
+    with StopSignals(lambda: signal.SIGTERM) as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.received == signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [number for number in SIGNALS if number != signal.SIGINT])
+def test_outside_training_a_signal_leaves_and_what_is_half_written_goes(number: signal.Signals, tmp_path: Path) -> None:
+    def write() -> None:
+        with leaving(), atomic_write(tmp_path / "file") as file:
+            file.write(b"half")
+            signal.raise_signal(number)
+
+    with pytest.raises(SystemExit, match=str(128 + number)):
+        write()
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_networks_stop_between_layers_while_asked_to() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -13,10 +16,13 @@ from typing import NoReturn, TypeVar
 
 from relgan import __version__
 from relgan.config import every_option, unknown
-from relgan.options import ConfigError, RelganError, explain, is_loose, option, read, suggest, text_of, walk
+from relgan.options import ConfigError, RelganError, explain, is_loose, option, read, suggest, text_of, user_path, walk
 from relgan.registry import GROUPS, load_plugins
+from relgan.streams import lossy
+from relgan.training.signals import leaving
 
-EXIT_BAD_INPUT = 2
+EXIT_BAD_INPUT, EXIT_FAILED = 2, 1
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 HELP, VERSION, CONFIG_DIR = ("-h", "--help"), "--version", ("--config-dir", "-cd")
 
 # Hydra's launchers and sweepers of others, and the extra that installs each.
@@ -50,14 +56,18 @@ class Line:
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Line:
+        """Read it; RelganError for what no file of ours could hold, and for a ``--config-dir`` that is none."""
         rest, folder = [], None
         given = iter(arguments)
         for word in given:
+            if any("\ud800" <= letter <= "\udfff" for letter in word):
+                raise RelganError(f"{word}: is not UTF-8; rename that file, or give a link to it of another name")
             flag, sign, value = word.partition("=")
             if flag in CONFIG_DIR:
-                folder = Path(value if sign else next(given, ""))
-                if not folder.is_dir():
-                    raise ConfigError(flag, f"{folder} is not a directory")
+                place = value if sign else next(given, "")
+                folder = user_path(place)
+                if not (place and folder.is_dir()):
+                    raise ConfigError(flag, f"{place or 'nothing'} is not a directory")
             else:
                 rest.append(word)
         return cls(rest, folder)
@@ -139,19 +149,27 @@ def explain_options(groups: Collection[str] = ()) -> str:
 
 @contextlib.contextmanager
 def guard() -> Iterator[None]:
-    """Turn what the user can mend into one line and exit status 2; a stack trace is left for bugs."""
-    try:
-        with user_errors():
-            yield
-    except RelganError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    """Turn what the user can mend into one line and exit status 2; a stack trace is left for bugs.
+
+    Output that nobody can read ends nothing, and a signal leaves nothing half-written.
+    """
+    with lossy(), leaving():
+        try:
+            with user_errors():
+                yield
+        except RelganError as error:
+            fail(str(error))
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            fail(str(error), EXIT_FAILED)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn what Hydra and OmegaConf refuse into a RelganError."""
+    """Turn what Hydra and OmegaConf refuse, and a path that no system takes, into a RelganError."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -159,11 +177,31 @@ def user_errors() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise RelganError(one_line(error)) from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise RelganError(f"{error.filename}: {error.strerror}") from error
 
 
 def is_rank() -> bool:
     """Whether torchrun started this process as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def again(**options: str) -> str:
+    """The line of relgan-train that was given, quoted for the shell, with other values of these ``options``."""
+    program = ["relgan-train"]
+    if is_rank():
+        program = ["torchrun", "--standalone", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"]
+        program += ["-m", "relgan.cli.train"]
+    kept = [word for word in sys.argv[1:] if word.lstrip("+").partition("=")[0] not in options]
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join([*program, *kept, *(f"{name}={value}" for name, value in options.items())])
+
+
+def near(path: Path, base: Path) -> str:
+    """The path as one types it in the directory ``base``."""
+    return str(path.relative_to(base) if path.is_relative_to(base) else path)
 
 
 def fail(message: str, status: int = EXIT_BAD_INPUT) -> NoReturn:
@@ -175,11 +213,20 @@ def fail(message: str, status: int = EXIT_BAD_INPUT) -> NoReturn:
 
 def one_line(error: BaseException) -> str:
     """Hydra's and OmegaConf's several lines as one that names the option."""
+    from hydra.errors import OverrideParseException
+
+    from relgan.cli.words import in_quotes
+
     causes = list(_causes(error))
     if mine := next((cause for cause in causes if isinstance(cause, RelganError)), None):
         return str(mine)
+    if word := next((cause.override for cause in causes if isinstance(cause, OverrideParseException)), None):
+        key, _, value = word.partition("=")
+        return f"{word}: cannot be read; in quotes it can: {shlex.quote(f'{key}={in_quotes(value)}')}"
     texts = [str(cause) for cause in causes]
     text = "\n".join(texts)
+    if found := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
+        return f"{found[1]}: several values need -m; a list is [{found[2]}]"
     if found := re.search(r"Could not (?:find|load) '([^']+)'", text):
         group, _, value = found[1].rpartition("/")
         if value in EXTRAS:
@@ -191,6 +238,8 @@ def one_line(error: BaseException) -> str:
         reason, name = found.groups()
         if re.match(r"Key '.*' (is )?not in ", reason):
             return f"{name}: no such option{unknown(name)}"
+        if "is not a ListConfig" in reason:
+            return f"{name}: must be a list, [A,B]"
         return f"{name}: {reason}"
     return " ".join(texts[0].split())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -13,16 +14,15 @@ from typing import Any, NoReturn
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from relgan.cli.command import Line, explain_options, is_rank
+from relgan.cli.command import CommandOptions, Line, explain_options, is_rank
 from relgan.cli.sweep import job_name, search_direction
-from relgan.config import Config, metrics_class, resolve, run_name
-from relgan.options import HELP_WIDTH, ConfigError, RelganError, first_line
-from relgan.registry import GROUPS, Entry, load_plugins
+from relgan.cli.words import as_typed, in_quotes
+from relgan.config import Config, absolute_paths, check_name, home_of, metrics_class, resolve
+from relgan.options import HELP_WIDTH, ConfigError, RelganError, first_line, is_there, read, user_path
+from relgan.registry import DATASETS, GROUPS, Entry, load_plugins
 from relgan.rundir import RunDir
 
 STARTED = "RELGAN_STARTED"
@@ -43,23 +43,40 @@ def _folders(config_dir: Path | None) -> list[Path]:
     return [conf_dir(), *([config_dir] if config_dir is not None else [])]
 
 
-def open_line(line: Line) -> None:
-    """Load the plugins that a command line names, and make every part known to Hydra; safe to call twice."""
+def open_line(line: Line, *, sweep: bool = False) -> list[str]:
+    """Load the plugins that a command line names, and make every part known to Hydra; safe to call twice.
+
+    Args:
+        sweep: commas separate values.
+
+    Returns:
+        the words as Hydra reads them.
+    """
     load_plugins(_plugins(line.words), line.places)
     for word in line.words:
         group, _, rest = word.lstrip("+").partition(".")
         if group in GROUPS and rest.startswith("name="):
             raise ConfigError(f"{group}.name", f"choose it with {group}={rest.partition('=')[2]}")
+        _refuse_path(word)
     bases: dict[str, Any] = {group: registry.base() for group, registry in GROUPS.items()}
     ConfigStore.instance().store(name="relgan_schema", node=Config(**bases, metrics=metrics_class()()))
     for group in GROUPS:
         _store_choices(group, _folders(line.config_dir))
-    OmegaConf.register_new_resolver("relgan_sweep", lambda time, *, _root_: _root_.name or time, replace=True)
+    OmegaConf.register_new_resolver("relgan_sweep", _sweep_name, replace=True)
     OmegaConf.register_new_resolver("relgan_job", lambda overrides: job_name(overrides), replace=True)
     OmegaConf.register_new_resolver("relgan_direction", _direction, replace=True)
     OmegaConf.register_new_resolver("relgan_run_dir", lambda time, *, _root_: _run_dir(time, _root_), replace=True)
     OmegaConf.register_new_resolver("relgan_refuse", _refuse, replace=True)
     OmegaConf.register_new_resolver("relgan_log", lambda what: _logging()[what], replace=True)
+    return as_typed(line.words, sweep=sweep)
+
+
+def _refuse_path(word: str) -> None:
+    """Say how a path is given where a data set's name was expected."""
+    group, _, choice = word.partition("=")
+    if group == "dataset" and choice not in DATASETS and (choice.startswith(("/", "~", ".")) or is_there(choice)):
+        line = shlex.join(["dataset=folder", f"dataset.path={choice}"])
+        raise ConfigError(group, f"{choice} is a path; for a folder or archive of images give {line}")
 
 
 def _store_choices(group: str, folders: Sequence[Path]) -> None:
@@ -101,37 +118,30 @@ def _named_in(folders: Iterable[Path], group: str) -> dict[str, str]:
 
 def compose(line: Line) -> Config:
     """The configuration that relgan-train would use with these words, for commands that do not train."""
-    open_line(line)
-    words = list(line.words)
+    words = open_line(line)
     if line.config_dir is not None:
-        words.append(f"hydra.searchpath=[file://{line.config_dir.resolve()}]")
+        words.append(f"hydra.searchpath=[{in_quotes(f'file://{line.config_dir.resolve()}')}]")
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return resolve(hydra.compose("config", words))
 
 
 def _plugins(words: Iterable[str]) -> list[str]:
     """What ``plugins=[…]`` among the words says."""
-    named: list[str] = []
-    for word in words:
-        if word.partition("=")[0].lstrip("+") != "plugins":
-            continue
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except HydraException as error:
-            raise ConfigError("plugins", f"{word} cannot be read; give plugins=[MODULE,'FILE.py']") from error
-        value = override.value()
-        if override.is_sweep_override() or not isinstance(value, list):
-            raise ConfigError("plugins", f"give a list, plugins=[{word.partition('=')[2]}]")
-        named += map(str, value)
-    return named
+    own = (word.lstrip("+") for word in words)
+    return read(CommandOptions, [word for word in own if word.startswith("plugins=")]).plugins
+
+
+def _sweep_name(time: str, *, _root_: DictConfig) -> str:
+    check_name(_root_.name)
+    return _root_.name or time
 
 
 def _run_dir(time: str, root: DictConfig) -> str:
     try:
         # Hydra asks several times, and checking a configuration takes longer than all the rest.
-        return str(run_directory(to_config(root) if root.resume == "auto" else root, time))
-    except RelganError:
-        return str(Path("outputs") / run_name(root) / time)  # the task refuses it
+        return str(run_directory(to_config(root, Path.cwd()) if root.resume == "auto" else root, time))
+    except (RelganError, OSError):
+        return str(home_of(root) / time)  # the task refuses it
 
 
 def run_directory(config: Any, time: str) -> Path:
@@ -142,11 +152,11 @@ def run_directory(config: Any, time: str) -> Path:
     Args:
         config: a Config or, unless ``resume=auto``, its OmegaConf twin.
     """
-    base = Path("outputs") / run_name(config)
+    base = home_of(config)
     if config.resume not in (None, "auto") and config.name is None:
-        path = Path(str(config.resume)).expanduser()
+        path = user_path(str(config.resume))
         saved = RunDir(path if path.is_dir() else path.parent.parent).read_config()
-        base = Path("outputs") / run_name(OmegaConf.create(saved)) if saved else base
+        base = home_of(OmegaConf.create(saved)) if saved else base
     if config.resume == "auto":
         from relgan.resume import newest
 
@@ -157,10 +167,14 @@ def run_directory(config: Any, time: str) -> Path:
     return base / os.environ.get(STARTED, time)
 
 
-def to_config(node: DictConfig) -> Config:
-    """Check a composed configuration; Hydra's own part of it is left out."""
+def to_config(node: DictConfig, base: Path) -> Config:
+    """Check a composed configuration; Hydra's own part of it is left out.
+
+    Args:
+        base: where relative paths start: the directory in which the command was given.
+    """
     options: list[Any] = [key for key in node if key != "hydra"]
-    return resolve(OmegaConf.masked_copy(node, options))
+    return absolute_paths(resolve(OmegaConf.masked_copy(node, options)), base)
 
 
 def _refuse(option: str, reason: str) -> NoReturn:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 from relgan.cli.command import CommandOptions, Line, command
 from relgan.config import Config, option_names
-from relgan.options import RelganError, option
+from relgan.options import RelganError, option, user_path
 from relgan.registry import DATASETS, DatasetOptions
+from relgan.tracking.console import console
 
 USAGE = """relgan-data list
 relgan-data prepare dataset=celeba dataset.path=FILE.zip
@@ -56,29 +56,38 @@ def _config(line: Line) -> Config:
 
 
 def _list() -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from relgan.cache import cache_dir
     from relgan.data import PackedStore
     from relgan.data.pack import prepared
 
-    stores = [PackedStore.open(path) for path in prepared()]
+    stores, damaged = [], []
+    for path in prepared():
+        try:
+            stores.append(PackedStore.open(path))
+        except RelganError as error:
+            damaged.append(str(error))
     cached = {store.meta["name"] for store in stores}
     table = Table("dataset", "what", "terms", "source", "how to get it", "cached")
     for name, entry in DATASETS.items():
         cells = (name, entry.about, entry.facts.terms, entry.facts.size, entry.facts.get)
         table.add_row(*cells, "yes" if name in cached else "no")
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console().print(table)
     print(f"prepared in {cache_dir()} (the environment variable RELGAN_CACHE chooses another place):")
     for store in stores:
         print(f"  {store.path.name}: {len(store):,} images, {store.size_on_disk / 1e6:,.1f} MB")
+    for line in damaged:
+        print(f"  {line}")
 
 
 def _prepare(dataset: DatasetOptions) -> None:
     from relgan.data import prepare
+    from relgan.data.pack import store_path
 
     store = prepare(dataset)
+    if store.path != store_path(dataset):
+        raise RelganError("the prepared data cannot be kept; the environment variable RELGAN_CACHE names another place")
     print(f"{store.path}: {len(store):,} images, {store.size_on_disk / 1e6:,.1f} MB")
 
 
@@ -94,7 +103,7 @@ def _show(config: Config, line: Line, chosen: str | None) -> None:
         sheet, suffix = contact_sheet(store), ""
     else:
         sheet, suffix = augmented_sheet(store, name, build_augmentation(config.augment, store.channels)), f"_{name}"
-    out = Path(chosen or f"{store.meta['name']}_{store.image_size}{suffix}.png").expanduser()
+    out = user_path(chosen or f"{store.meta['name']}_{store.image_size}{suffix}.png")
     sheet.save(out)
     facts = {**store.meta, "path": str(store.path), "bytes": store.size_on_disk}
     print(json.dumps(facts, indent=2, ensure_ascii=False))
@@ -110,7 +119,7 @@ def _verify(line: Line) -> None:
     damaged = 0
     for path in paths:
         if not path.exists():
-            raise RelganError(f"{path.name} is not prepared: relgan-data prepare {' '.join(line.words)}")
+            raise RelganError(f"{path.name} is not prepared: relgan-data prepare {shlex.join(line.words)}")
         try:
             store = PackedStore.open(path)
             store.verify()

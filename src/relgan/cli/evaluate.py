@@ -6,13 +6,13 @@ import dataclasses
 import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relgan.cli.command import CommandOptions, Line, command
 from relgan.config import Config, option_names, overlay, resolve
-from relgan.options import ConfigError, RelganError, option
+from relgan.options import ConfigError, RelganError, option, user_path
 from relgan.registry import DATASETS, DatasetOptions
+from relgan.tracking.console import console
 
 if TYPE_CHECKING:
     from relgan.metrics.reference import Images, Pictures
@@ -54,7 +54,7 @@ def evaluate(options: EvalOptions, line: Line) -> None:
     """Score, print, and write what was asked for."""
     if bool(options.run) == bool(options.images):
         raise RelganError("give either run=RUN_DIRECTORY or images=FOLDER_OR_ZIP")
-    out = Path(options.out).expanduser() if options.out else None
+    out = user_path(options.out) if options.out else None
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError("out", f"{out.parent} is not a directory")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -77,7 +77,7 @@ def _score_run(options: EvalOptions, line: Line) -> Result:
         if not any(name == known or name.startswith(f"{known}.") for known in _RUN_MAY_CHANGE):
             raise ConfigError(name, f"with run=, only {', '.join(_RUN_MAY_CHANGE)} can be given")
     composed = compose(line)
-    scored = RunDir(Path(options.run).expanduser()).best.exists()
+    scored = RunDir(user_path(options.run)).best.exists()
     saved = read_checkpoint(options.run, options.checkpoint or ("best" if scored else "last"))
     config = overlay(resolve(saved["config"]), composed, line.words)
     device = prepare_device(config.device)
@@ -146,17 +146,16 @@ def _score(pictures: Pictures, real: Images, config: Config, kind: DatasetOption
 
 
 def _print_table(result: Result) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("score", "value")
     for key, value in result.scores.items():
         table.add_row(key, f"{value:.6g}")
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(table)
     protocol = result.protocol
     known = "" if protocol.get("weights_known", True) else " with unpublished weights"
-    console.print(
+    out.print(
         f"{protocol.get('extractor', 'no feature network')}{known}, {protocol['num_images']} images against "
         f"{protocol['reference_images']} of {protocol['reference']['name']}",
         highlight=False,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from relgan.cli.command import CommandOptions, Line, command
 from relgan.environment import installed
 from relgan.files import atomic_write
-from relgan.options import ConfigError, RelganError, first_line, option
+from relgan.options import ConfigError, RelganError, first_line, option, user_path
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +172,7 @@ class ExportOptions(CommandOptions):
 
     @property
     def path(self) -> Path:
-        return Path(self.out or f"generator.{self.format or 'safetensors'}").expanduser()
+        return user_path(self.out or f"generator.{self.format or 'safetensors'}")
 
 
 def main() -> None:

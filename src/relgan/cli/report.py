@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from relgan.cli.command import CommandOptions, Line, command
-from relgan.options import ConfigError, RelganError, option
+from relgan.options import ConfigError, RelganError, option, user_path
 
 USAGE = """relgan-report RUNS [RUNS …] [out=report.html]
 relgan-report wandb ENTITY/PROJECT
@@ -32,7 +31,7 @@ def report(options: ReportOptions, line: Line) -> None:
     if options.runs[:1] == ["wandb"]:
         _dashboard(options.runs[1:])
         return
-    out = Path(options.out).expanduser()
+    out = user_path(options.out)
     if out.suffix.lower() != ".html":
         raise ConfigError("out", f"{out} does not end in .html")
     if not options.runs:
@@ -41,7 +40,7 @@ def report(options: ReportOptions, line: Line) -> None:
     from relgan.report import write_report
 
     try:
-        page = write_report([Path(path).expanduser() for path in options.runs], out.parent, out.name)
+        page = write_report([user_path(path) for path in options.runs], out.parent, out.name)
     except OSError as error:
         raise ConfigError("out", f"{out} cannot be written ({error.strerror})") from error
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), {page.with_name('results.csv')}")

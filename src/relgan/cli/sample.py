@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relgan.cli.command import CommandOptions, Line, command
-from relgan.options import ConfigError, RelganError, option
+from relgan.options import ConfigError, RelganError, option, user_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ class SampleOptions(CommandOptions):
 
     @property
     def path(self) -> Path:
-        return Path(self.out or ("timelapse.gif" if self.timelapse else "sample.png")).expanduser()
+        return user_path(self.out or ("timelapse.gif" if self.timelapse else "sample.png"))
 
     @property
     def classes(self) -> list[str]:
@@ -101,7 +101,7 @@ def _timelapse(options: SampleOptions) -> None:
     from relgan.images import save_gif
     from relgan.rundir import RunDir
 
-    grids = sorted(RunDir(Path(options.run).expanduser()).samples.glob("step_*.png"))
+    grids = sorted(RunDir(user_path(options.run)).samples.glob("step_*.png"))
     if not grids:
         raise ConfigError("run", f"{options.run} holds no samples/step_*.png")
     save_gif((Image.open(path).convert("RGB") for path in grids), options.path, milliseconds=FRAME_MS["timelapse"])

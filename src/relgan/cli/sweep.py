@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import logging
@@ -9,9 +10,9 @@ import math
 import re
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -19,11 +20,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from relgan.cli import workers
-from relgan.cli.command import fail
+from relgan.cli.command import again, fail, near
 from relgan.metrics.catalogue import card_of, direction
 from relgan.options import ConfigError, RelganError
 from relgan.registry import TrackerOptions
 from relgan.rundir import RunDir
+from relgan.tracking.console import console
 
 log = logging.getLogger("relgan")
 
@@ -74,6 +76,9 @@ class SweepCallback(Callback):
     this object, which each process has its own copy of.
     """
 
+    running: ClassVar[SweepCallback | None] = None
+    """The one of the sweep that this process has started and not yet reported on."""
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a search that looks for nothing; be ready to pass Ctrl-C on to joblib's workers."""
         self.started = time.time()
@@ -84,6 +89,8 @@ class SweepCallback(Callback):
                 fail(str(error))
             if wanted not in str(config.hydra.sweeper.direction):
                 fail(f"hydra.sweeper.direction: {wanted} it, or choose another metrics.objective")
+        self.config = config
+        SweepCallback.running = self
         if "n_jobs" in config.hydra.launcher:
             workers.lead()
 
@@ -116,8 +123,6 @@ class SweepCallback(Callback):
             }
         )
         if config.fail_fast:
-            if not workers.is_worker():
-                _print_table(_jobs(Path(config.hydra.sweep.dir)), config.metrics.objective)
             raise SystemExit(1)
         # Hydra would raise the first failure after the last job and show none of the others.
         job_return.status = JobStatus.COMPLETED
@@ -125,16 +130,40 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Show how every job ended, write the comparison page, and exit with 1 if any failed."""
-        sweep_dir = Path(config.hydra.sweep.dir)
-        runs = _jobs(sweep_dir)
-        _print_table(runs, config.metrics.objective)
-        _write_report(sweep_dir, config.tracker)
         if number := workers.asked_to_stop():
-            raise SystemExit(128 + number)
+            raise SystemExit(128 + number)  # reported like every other early end
+        runs = self.report()
         # A named sweep may hold jobs that failed under another line.
         own = (run for run in runs if (run.path / "summary.json").stat().st_mtime >= self.started)
         if any(run.read_summary().get("status") == "failed" for run in own):
             raise SystemExit(1)
+
+    def report(self) -> list[RunDir]:
+        """Show how every job ended, and write the comparison page; returns the jobs."""
+        SweepCallback.running = None
+        sweep_dir = Path(self.config.hydra.sweep.dir)
+        runs = _jobs(sweep_dir)
+        if runs:
+            _print_table(runs, self.config.metrics.objective)
+            _write_report(sweep_dir, self.config)
+        return runs
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Report also on a sweep that ends before all of its jobs have, which Hydra tells no callback."""
+    try:
+        yield
+    except BaseException as error:
+        if (sweep := SweepCallback.running) is not None:
+            sweep.report()
+            # Unless a name gives it one, the sweep's directory is a new one each time.
+            place = near(Path(sweep.config.hydra.sweep.dir).absolute(), Path.cwd())
+            log.info("continue with: %s", again() if sweep.config.name else again(**{"hydra.sweep.dir": place}))
+        if number := workers.asked_to_stop():
+            # Whatever was raised comes of it: a worker, for one, that the signal found before it could answer.
+            raise SystemExit(128 + number) from error
+        raise
 
 
 def _jobs(sweep_dir: Path) -> list[RunDir]:
@@ -143,7 +172,6 @@ def _jobs(sweep_dir: Path) -> list[RunDir]:
 
 def _print_table(runs: Sequence[RunDir], objective: str | None) -> None:
     """One line a job, by what tells it from the others, and the end of its directory's name."""
-    from rich.console import Console
     from rich.table import Column, Table
 
     columns = [Column(title, no_wrap=True) for title in ("status", "updates", "score", "seconds", "directory")]
@@ -160,7 +188,7 @@ def _print_table(runs: Sequence[RunDir], objective: str | None) -> None:
             f"{summary.get('seconds', 0):.0f}",
             f"*{run.path.name[-DIGEST_LENGTH:]}",
         )
-    Console().print(table)
+    console().print(table)
 
 
 def _score(summary: dict[str, Any], objective: str | None) -> str:
@@ -170,7 +198,7 @@ def _score(summary: dict[str, Any], objective: str | None) -> str:
     return "" if key is None else f"{key.removeprefix('eval/')} {scores[key]:.4g}"
 
 
-def _write_report(sweep_dir: Path, tracker: DictConfig) -> None:
+def _write_report(sweep_dir: Path, config: DictConfig) -> None:
     from relgan.report import write_report
 
     try:
@@ -179,16 +207,17 @@ def _write_report(sweep_dir: Path, tracker: DictConfig) -> None:
         log.warning("no comparison page: %s", error)
         return
     log.info("comparison page: %s", page)
-    if getattr(tracker, "artifacts", False):
-        _send_report(sweep_dir, page, tracker)
+    if getattr(config.tracker, "artifacts", False):
+        _send_report(sweep_dir, page, config)
 
 
-def _send_report(sweep_dir: Path, page: Path, node: DictConfig) -> None:
+def _send_report(sweep_dir: Path, page: Path, config: DictConfig) -> None:
     from relgan.tracking.base import Context, Trackers, start
 
-    options = OmegaConf.to_object(node)
+    options = OmegaConf.to_object(config.tracker)
     assert isinstance(options, TrackerOptions)
-    run = start(options, Context(run_dir=sweep_dir, group=sweep_dir.name, job_type="report"))
+    named = {"name": config.name}
+    run = start(options, Context(sweep_dir, sweep_dir.name, "report", options=named, alone=False))
     if run is not None:
         trackers = Trackers([], [run])
         trackers.send("report", [page, page.with_name("results.csv")])

@@ -19,15 +19,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from relgan.cache import cache_dir
 from relgan.cli import workers
-from relgan.cli.command import Line, answered, fail, guard, is_rank
+from relgan.cli.command import Line, again, answered, fail, guard, is_rank, near
 from relgan.cli.compose import STARTED, conf_dir, explain_config, open_line, to_config
-from relgan.cli.sweep import worst
+from relgan.cli.sweep import reported, worst
+from relgan.cli.words import split_flags, sweeps
 from relgan.config import Config, check_batch_size
 from relgan.metrics.catalogue import direction
 from relgan.options import ConfigError, RelganError
 from relgan.registry import load_plugins
 from relgan.rundir import OccupiedError, RunDir
+from relgan.streams import lossy
 
 log = logging.getLogger("relgan")
 
@@ -47,16 +50,25 @@ fills in references; --version; --hydra-help for more.
 
 
 def main() -> None:
-    """Exit statuses: 0 finished, 2 bad input, 130/143 interrupted, 1 anything else (with a stack trace)."""
+    """Exit statuses: 0 finished, 2 bad input, 129/130/143 interrupted, 1 anything else (with a stack trace)."""
     with guard():
         line = Line.of(sys.argv[1:])
         if answered(line.words, lambda: f"{USAGE}\n{_explained(line)}"):
             return
         # Hydra would print its own several lines and exit with 1.
         os.environ["HYDRA_FULL_ERROR"] = "1"
-        open_line(line)
+        # With hydra.job.chdir=true a job works in its own directory.
+        os.environ["RELGAN_CACHE"] = str(cache_dir())
+        sys.argv[1:] = _arguments(line)
         with _ranks():
             _run_hydra()
+
+
+def _arguments(line: Line) -> list[str]:
+    """What Hydra is given in place of the words that were typed."""
+    words, flags = split_flags(line.words)
+    words = open_line(dataclasses.replace(line, words=words), sweep=sweeps(words, flags))
+    return [*words, *flags, *([] if line.config_dir is None else [f"--config-dir={line.config_dir}"])]
 
 
 def _explained(line: Line) -> str:
@@ -87,13 +99,14 @@ def _run_hydra() -> None:
         hydra_config = HydraConfig.get()
         if hydra_config.mode == RunMode.MULTIRUN and is_rank():
             fail("--multirun: torchrun trains one run on its ranks; start one per job, or sweep without torchrun")
-        # In a single run, leaving here keeps Hydra from printing its own report first; a sweep goes on.
-        with guard() if hydra_config.mode == RunMode.RUN else contextlib.nullcontext():
+        # In a single run, leaving here keeps Hydra from printing its own report first; a sweep goes on, and a
+        # process of its own that a launcher started has not come here through main.
+        with guard() if hydra_config.mode == RunMode.RUN else lossy():
             run_dir = RunDir(Path(hydra_config.runtime.output_dir))
             try:
                 # A sweep's worker process has not seen the command line.
                 load_plugins(node.plugins, _places(hydra_config))
-                return train(to_config(node), run_dir.path)
+                return train(to_config(node, Path(hydra_config.runtime.cwd)), run_dir.path)
             except (RelganError, OmegaConfBaseException):
                 # A sweep writes there what was refused.
                 if hydra_config.mode == RunMode.RUN:
@@ -101,7 +114,8 @@ def _run_hydra() -> None:
                 raise
 
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(compose_and_call)()
+        with reported():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(compose_and_call)()
     except ValueError as error:
         if "Only one of --run" in str(error):
             raise RelganError("-m does not go with --cfg or --info") from error
@@ -142,6 +156,7 @@ def train(config: Config, run_dir: Path) -> float | None:
         config = dataclasses.replace(config, resume="auto")
 
     from relgan.build import build_run
+    from relgan.training.loop import Outcome
     from relgan.training.loop import train as train_run
 
     try:
@@ -149,7 +164,7 @@ def train(config: Config, run_dir: Path) -> float | None:
             config,
             run_dir,
             hydra_config.overrides.task,
-            group=Path(hydra_config.sweep.dir).name if sweeping else None,
+            sweep=Path(hydra_config.sweep.dir).name if sweeping else None,
             job_type=hydra_config.runtime.choices.get("experiment") or "sweep" if sweeping else "train",
         )
     except OccupiedError as error:
@@ -157,7 +172,10 @@ def train(config: Config, run_dir: Path) -> float | None:
             raise
         log.info("left to the process that has it: %s", error)
         return None
-    outcome = train_run(run)
+    try:
+        outcome = train_run(run, asked_to_stop=workers.asked_to_stop)
+    except KeyboardInterrupt:  # a second one, during the saving that the first has brought about
+        outcome = Outcome("interrupted", 130)
     if outcome.status == "failed" and sweeping:
         raise RelganError(f"{run_dir}: {outcome.error}")
     if outcome.exit_code and workers.is_worker():
@@ -165,9 +183,19 @@ def train(config: Config, run_dir: Path) -> float | None:
         workers.stop(outcome.exit_code - 128)
         return None
     if outcome.exit_code:
+        if not sweeping and run.dir.has_checkpoint():
+            log.info("continue with: %s", _continuing(config, run_dir, Path(hydra_config.runtime.cwd)))
         raise SystemExit(outcome.exit_code)
     ended = {"status": outcome.status, "final": run.state.history.final}
     return objective(config, ended, worst(hydra_config))
+
+
+def _continuing(config: Config, run_dir: Path, base: Path) -> str:
+    """The command line that goes on with a run in its own directory."""
+    place = near(run_dir, base)
+    # What was taken from another run's configuration is in that of this run, too.
+    resume = "auto" if config.resume in (None, "auto") else place
+    return again(**{"hydra.run.dir": place, "resume": resume})
 
 
 def objective(config: Config, summary: dict[str, Any], worst: float) -> float | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -10,28 +12,50 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import TaskID
+
+WITHOUT_TERMINAL = (160, 24)  # columns and lines
+
+
+def console() -> Console:
+    """Standard output, as wide as the terminal or COLUMNS; a table is not cut where neither says anything sensible."""
+    from rich.console import Console
+
+    return Console(width=shutil.get_terminal_size(WITHOUT_TERMINAL).columns)
 
 
 class ConsoleHandler(logging.Handler):
     """Writes to the current ``sys.stdout``, which a live progress bar replaces so that lines appear above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stdout.write(self.format(record) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(self.format(record) + "\n")
+            sys.stdout.flush()
+        except Exception:
+            self.handleError(record)
 
 
 class FileHandler(logging.FileHandler):
-    """train.log; a full disk loses lines, and is reported once by what failed, not by a trace for every line."""
+    """train.log; a full disk or a lost directory loses lines, and is reported once by what failed, not by every one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # of opening the file, which comes with the first line
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing more can be done where there is no room to write."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class ProgressBar:
     """Generator updates done, losses, images per second and time left; silent where nobody watches."""
 
     def __init__(self, total: int, start: int, *, visible: bool = True) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.live = visible and sys.stdout.isatty()
@@ -42,6 +66,7 @@ class ProgressBar:
             TextColumn("{task.fields[losses]}"),
             TextColumn("eta"),
             TimeRemainingColumn(),
+            console=Console(),  # the shared one remembers what standard output was before
             disable=not self.live,
         )
         self._task: TaskID = self._progress.add_task("", total=total, completed=start, losses="")

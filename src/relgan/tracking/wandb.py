@@ -1,15 +1,21 @@
-"""A copy of the local records for Weights & Biases; never a prompt, never a reason for training to stop."""
+"""A copy of the local records for Weights & Biases; never a prompt, never a reason for training to stop.
+
+What no option says, W&B's own environment variables do: WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE, WANDB_NAME,
+WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_TAGS, WANDB_NOTES, WANDB_DIR.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relgan.builtin import WandbOptions
 from relgan.metrics.catalogue import direction
-from relgan.options import first_line
+from relgan.options import first_line, split_values
 from relgan.rundir import RunDir
 from relgan.tracking.base import Context, Facts, Kind, Tracker
 
@@ -21,6 +27,8 @@ log = logging.getLogger("relgan")
 # wandb waits about three times its init_timeout before it gives up: together under 20 seconds.
 INIT_TIMEOUT_S = 6.0
 FINISH_TIMEOUT_S = 60.0
+# What makes everything that a process sends one run.
+OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID")
 
 
 class WandbTracker(Tracker):
@@ -76,12 +84,18 @@ class WandbTracker(Tracker):
         self._run.finish(exit_code=exit_code)
 
 
-def start(options: WandbOptions, context: Context) -> WandbTracker:
+def start(options: WandbOptions, context: Context) -> WandbTracker | None:
     """Begin (or continue, given ``context.run_id``) a W&B run, online where that works, else offline.
+
+    None where WANDB_MODE is disabled.
 
     Raises:
         Exception: W&B cannot even start offline; :func:`relgan.tracking.base.start` goes on without it.
     """
+    if options.mode == "auto" and os.environ.get("WANDB_MODE") == "disabled":
+        return None
+    for name in () if context.alone else OF_ONE_RUN:
+        os.environ.pop(name, None)
     mode = _mode(options)
     try:
         run = _init(options, context, mode)
@@ -94,7 +108,7 @@ def start(options: WandbOptions, context: Context) -> WandbTracker:
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
     if run.offline:
-        log.info("W&B: offline; send it later with `wandb sync %s`", Path(run.dir).parent)
+        log.info("W&B: offline; send it later with `wandb sync %s`", shlex.quote(str(Path(run.dir).parent)))
     else:
         log.info("W&B: %s", run.url)
     checkpoints = RunDir(context.run_dir) if options.artifacts else None
@@ -105,21 +119,26 @@ def _init(options: WandbOptions, context: Context, mode: str | None) -> wandb.Ru
     import wandb
 
     return wandb.init(
-        project=options.project,
+        project=options.project or _variable("PROJECT", "relgan"),
         entity=options.entity,
-        group=context.group,
-        name=context.run_dir.name,
-        job_type=context.job_type,
-        tags=[*context.tags, *options.tags],
+        group=context.group if context.options.get("name") else _variable("RUN_GROUP", context.group),
+        name=_variable("NAME", context.run_dir.name),
+        job_type=_variable("JOB_TYPE", context.job_type),
+        tags=[*context.tags, *(options.tags or split_values(_variable("TAGS", "")))],
         config=dict(context.options),
         # Its service keeps the working directory that it was started in.
-        dir=context.run_dir.resolve(),
+        dir=Path(_variable("DIR", str(context.run_dir))).resolve(),
         id=context.run_id,
         resume="allow" if context.run_id else None,
         mode=mode,  # type: ignore[arg-type]
         reinit="finish_previous",
         settings=_settings(),
     )
+
+
+def _variable(name: str, default: str) -> str:
+    """What W&B's environment variable says; where it is not set, or empty, the default."""
+    return os.environ.get(f"WANDB_{name}") or default
 
 
 def _settings() -> wandb.Settings:
@@ -141,8 +160,6 @@ def _settings() -> wandb.Settings:
 
 def _mode(options: WandbOptions) -> str | None:
     """What to pass to wandb.init; None leaves WANDB_MODE in charge."""
-    import os
-
     import wandb
 
     wanted = os.environ.get("WANDB_MODE") if options.mode == "auto" else options.mode

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import statistics
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,14 +57,15 @@ class Speed:
         return self.images_per_iteration / statistics.median(measured) if measured else None
 
 
-def train(run: Run, *, show: bool = True) -> Outcome:
+def train(run: Run, *, show: bool = True, asked_to_stop: Callable[[], int | None] = lambda: None) -> Outcome:
     """Train until the configured end, a signal, or a loss that is not finite; the run directory tells the rest.
 
     Args:
         show: a progress bar, where standard output is a terminal.
+        asked_to_stop: the signal, if any, that has come before training.
     """
     outcome = Outcome("failed", 1)
-    signals = StopSignals()
+    signals = StopSignals(asked_to_stop)
     loop = Loop(run, signals, show=show)
     try:
         with signals:
@@ -101,7 +103,8 @@ class Loop:
         with contextlib.suppress(StopRequested):
             return self.run_through()
         assert self.signals.received is not None
-        log.info("stopped by a signal after %d of %d updates", self.state.step, self.run.total)
+        name = signal.Signals(self.signals.received).name
+        log.info("stopped by %s after %d of %d updates", name, self.state.step, self.run.total)
         outcome = self.end("interrupted", 128 + self.signals.received)
         if self.signals.received in REQUEUING and is_main():
             requeue()
@@ -249,6 +252,11 @@ class Loop:
         except UNSCORABLE as error:
             log.warning("no scores at update %d: %s", self.state.step, error)
             return
+        except StopRequested:
+            raise
+        except Exception:  # a bug, which must cost no update
+            self.save()
+            raise
         if not scores:
             return
         self.run.trackers.log("eval", self.state.step, self.state.seconds, scores, self.run.protocol)
