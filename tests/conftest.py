@@ -48,7 +48,7 @@ def sample_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
     for each in vars(registry).values():

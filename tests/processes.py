@@ -6,6 +6,7 @@ relgan itself is imported anew in each.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import io
 import multiprocessing
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +38,55 @@ MODULES = {"eval": "evaluate"}
 CHECKOUT = Path(__file__).resolve().parents[1] / "src"
 
 
+class Started:
+    """A process that was started: ``pid``, and what it has printed."""
+
+    def __init__(self, process: BaseProcess, folder: str) -> None:
+        self._process, self._folder = process, folder
+        assert process.pid is not None
+        self.pid = process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; as of subprocess."""
+        return self._process.exitcode
+
+    @property
+    def printed(self) -> tuple[str, str]:
+        """Its standard output and standard error so far."""
+        out, err = (Path(self._folder, name).read_text("utf-8") for name in ("stdout", "stderr"))
+        return out, err
+
+    def wait(self) -> int:
+        self._process.join(TIMEOUT)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", TIMEOUT, *self.printed)
+        return self._process.exitcode
+
+
+@contextlib.contextmanager
+def started(
+    code: str,
+    *arguments: str,
+    here: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    path: Sequence[str] | None = None,
+) -> Iterator[Started]:
+    """Start what ``run`` runs; killed where it has not ended at the end of the block."""
+    surroundings = {**(os.environ if environment is None else environment), "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("stdout", "stderr"):
+            Path(folder, name).touch()
+        given = (code, arguments, str(here or Path.cwd()), surroundings, path, folder)
+        process = _context().Process(target=_child, args=given)
+        process.start()
+        try:
+            yield Started(process, folder)
+        finally:
+            process.kill()
+            process.join()
+
+
 def run(
     code: str,
     *arguments: str,
@@ -50,17 +101,8 @@ def run(
         environment: None: this process's.
         path: where it finds packages, relgan above all; None: as this process.
     """
-    surroundings = {**(os.environ if environment is None else environment), "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        given = (code, arguments, str(here or Path.cwd()), surroundings, path, folder)
-        process = _context().Process(target=_child, args=given)
-        process.start()
-        process.join(TIMEOUT)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(code, TIMEOUT)
-        out, err = (Path(folder, name).read_text("utf-8") for name in ("stdout", "stderr"))
-    return subprocess.CompletedProcess(code, process.exitcode, out, err)
+    with started(code, *arguments, here=here, environment=environment, path=path) as process:
+        return subprocess.CompletedProcess(code, process.wait(), *process.printed)
 
 
 def ranks(world: int, target: Callable[..., None], *arguments: object) -> None:
@@ -104,7 +146,7 @@ def _child(
     os.environ.clear()
     os.environ.update(environment)
     for number, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT)
+        file = os.open(Path(folder, name), os.O_WRONLY)
         os.dup2(file, number)
         os.close(file)
         setattr(sys, name, io.TextIOWrapper(io.FileIO(number, "w"), "utf-8", write_through=True))

@@ -508,7 +508,6 @@ def infinite(x: Tensor) -> Tensor:
         (Mine(lambda x: x.nothing), r"plugins: mine of test_augment fails \(AttributeError: "),
     ],
 )
-@pytest.mark.usefixtures("_registries")
 def test_others_are_tried_when_they_are_built(made: object, said: str) -> None:
     @register_augment("mine")
     def mine(options: AugmentOptions, channels: int) -> object:
@@ -519,7 +518,6 @@ def test_others_are_tried_when_they_are_built(made: object, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.usefixtures("_registries")
 def test_one_that_keeps_the_contract_is_built() -> None:
     @register_augment("mine")
     def mine(options: AugmentOptions, channels: int) -> Augmentation:

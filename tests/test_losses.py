@@ -342,7 +342,6 @@ def test_conf_brings_penalties_and_nothing_else() -> None:
     assert files.keys() < set(NAMES)
 
 
-@pytest.mark.usefixtures("_registries")
 def test_a_cost_of_ones_own_makes_a_loss_of_each_form() -> None:
     register_cost("mine", lambda form: loss_of_table("rlsgan").cost, forms=("paired", "centered"))
     assert set(LOSSES) - set(NAMES) == {"rmine", "rcmine"}
@@ -375,7 +374,6 @@ class Number(Vector):
         return 0.0
 
 
-@pytest.mark.usefixtures("_registries")
 @pytest.mark.parametrize(
     ("builder", "problem"),
     [

@@ -435,7 +435,6 @@ def test_an_unknown_penalty_is_one_line() -> None:
         build_penalty(PenaltyOptions("r3"))
 
 
-@pytest.mark.usefixtures("_registries")
 def test_what_is_no_penalty_is_refused_when_it_is_built() -> None:
     def mine(options: PenaltyOptions) -> Any:
         return lambda critic, real, fake: 0.0

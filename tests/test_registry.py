@@ -28,8 +28,6 @@ from relgan.registry import (
     register_penalty,
 )
 
-pytestmark = pytest.mark.usefixtures("_registries")
-
 
 @dataclass
 class MarginOptions(LossOptions):

@@ -226,7 +226,7 @@ def test_a_directory_that_holds_a_run_is_not_taken_for_a_new_one(tmp_path: Path)
 
 
 @pytest.fixture
-def mine(_registries: None, tmp_path: Path) -> Path:
+def mine(tmp_path: Path) -> Path:
     """A run whose loss nobody knows any more."""
 
     def build(options: Any) -> AdversarialLoss:

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import processes
 import relgan
 import tiny
 from relgan.builtin import ConvOptions
@@ -159,7 +160,7 @@ def test_traced_files_need_no_relgan(one_run: Path, monkeypatch: pytest.MonkeyPa
         "images = torch.export.load('generator.pt2').module()(torch.randn(7, 4))\n"
         "assert images.shape == (7, 1, 32, 32) and images.abs().max() <= 1"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = processes.run(code)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -261,6 +261,7 @@ def in_subprocess(*arguments: str, **variables: str) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 def test_joblib_runs_jobs_side_by_side_each_worker_with_a_gpu_of_its_own() -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launchers extra is not installed")
     result = in_subprocess("name=j", "hydra/launcher=parallel", "seed=-1,1,2,3", CUDA_VISIBLE_DEVICES="5,7")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,13 +18,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import processes
 import tiny
 from relgan.cli import train
 from relgan.config import resolve
 from relgan.registry import GROUPS
 from relgan.training.update import Update
-
-COMMAND = [sys.executable, "-m", "relgan.cli.train"]
 
 
 class Result(NamedTuple):
@@ -259,31 +259,24 @@ def test_the_composed_configuration_can_be_printed(relgan: Relgan) -> None:
 def test_signals_from_outside() -> None:
     options = [*tiny.ARGUMENTS, "train.iterations=1000000", "train.log_every=1"]
     numbers = (signal.SIGINT, signal.SIGTERM)
-    processes = [
-        subprocess.Popen(
-            [*COMMAND, *options, f"hydra.run.dir={number.name}"], env=environment(), stdout=subprocess.PIPE, text=True
-        )
-        for number in numbers
-    ]
-    try:
-        for number, process in zip(numbers, processes, strict=True):
+    command = processes.command("train")
+    with contextlib.ExitStack() as running:
+        started = [
+            running.enter_context(processes.started(command, *options, f"hydra.run.dir={number.name}"))
+            for number in numbers
+        ]
+        for number, process in zip(numbers, started, strict=True):
             metrics = Path(number.name) / "metrics.jsonl"
             deadline = time.monotonic() + 90
             while not (metrics.exists() and metrics.stat().st_size):
-                assert process.poll() is None
+                assert process.returncode is None
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            process.send_signal(number)
-        for number, process in zip(numbers, processes, strict=True):
-            out, _ = process.communicate(timeout=90)
-            assert process.returncode == 128 + number
-            assert "interrupted after" in out
+            os.kill(process.pid, number)
+        for number, process in zip(numbers, started, strict=True):
+            assert process.wait() == 128 + number
+            assert "interrupted after" in process.printed[0]
             run = Path(number.name)
             summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
             assert summary["status"] == "interrupted"
             assert summary["step"] == tiny.last(run)["step"] == tiny.records(run)[-1]["step"]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()

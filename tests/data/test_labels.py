@@ -103,7 +103,6 @@ def test_unnamed_classes_are_called_by_numbers_of_one_length() -> None:
     assert stacked.class_counts[407] == int((stacked.labels == 407).sum())
 
 
-@pytest.mark.usefixtures("_registries")
 def test_labels_of_a_strangers_data_set() -> None:
     register_dataset(
         "named", None, lambda options: ArraySource(BLACK, np.array([2, 0, 2, 0, 0, 2]), 32, ("a", "b", "c"))

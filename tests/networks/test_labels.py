@@ -132,7 +132,7 @@ class Conditional(nn.Module):
 
 
 @pytest.fixture
-def register(_registries: None) -> Callable[[Callable[..., object]], ModelOptions]:
+def register() -> Callable[[Callable[..., object]], ModelOptions]:
     def enter(build: Callable[..., object]) -> ModelOptions:
         register_model("mine", ModelOptions(latent_dim=8), build, facts=ModelCard(labels=True))
         options = MODELS["mine"].options

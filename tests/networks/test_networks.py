@@ -377,7 +377,7 @@ PATCHES = nn.Conv2d(3, 1, 8, stride=8)
 
 
 @pytest.fixture
-def mine(_registries: None) -> Callable[[object], ModelOptions]:
+def mine() -> Callable[[object], ModelOptions]:
     """Registers a network pair, or what claims to be one; returns its options."""
 
     def register(networks: object) -> ModelOptions:

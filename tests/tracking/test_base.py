@@ -169,7 +169,7 @@ def test_what_breaks_in_the_local_records_is_an_error() -> None:
 
 
 @pytest.fixture
-def mine(_registries: None) -> Callable[[object], TrackerOptions]:
+def mine() -> Callable[[object], TrackerOptions]:
     """Registers a tracker, or what claims to be one; returns its options."""
 
     def register(built: object) -> TrackerOptions:

@@ -351,7 +351,6 @@ class Undefined(Score):
         return {"undefined": float(accumulated) if first else float("nan")}
 
 
-@pytest.mark.usefixtures("_registries")
 def test_a_score_that_is_not_finite_is_reported_and_not_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

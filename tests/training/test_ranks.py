@@ -184,6 +184,7 @@ def test_torchrun_writes_one_run_like_that_of_one_process(tmp_path: Path) -> Non
         assert {key: got[key] for key in keys} == pytest.approx({key: want[key] for key in keys}, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
     with subprocess.Popen(
         torchrun("train.iterations=1000000"),
