@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import json
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    pass
+from relgan.options import RelganError, user_path
 
 log = logging.getLogger("relgan")
 
@@ -20,12 +23,15 @@ T = TypeVar("T")
 
 
 def cache_dir() -> Path:
-    """$RELGAN_CACHE, else the user's cache directory."""
+    """$RELGAN_CACHE, else the user's cache directory, else a temporary folder."""
     if chosen := os.environ.get("RELGAN_CACHE"):
-        return Path(chosen).expanduser().absolute()
+        return user_path(chosen).absolute()
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("relgan", appauthor=False))
+    try:
+        return Path(platformdirs.user_cache_dir("relgan", appauthor=False))
+    except RuntimeError:  # a user without a home
+        return _temporary()
 
 
 def keyed(folder: str, name: str, key: Mapping[str, Any], suffix: str = "") -> Path:
@@ -35,16 +41,41 @@ def keyed(folder: str, name: str, key: Mapping[str, Any], suffix: str = "") -> P
     return cache_dir() / folder / f"{name}-{digest}{suffix}"
 
 
+class Unwritable(RelganError):
+    """The file system refuses to keep something: it is full or read-only, forbids it, or something is in the way."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses inside the block into :class:`Unwritable`."""
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+        raise Unwritable(f"{path} cannot be written ({getattr(error, 'strerror', None) or error})") from error
+
+
 def load_or_make(path: Path, load: Callable[[Path], T], make: Callable[[Path], T]) -> T:
     """What is kept at ``path``; made there where it is missing or damaged, by one process while the others wait.
 
+    Where nothing can be kept it is made in a temporary folder, which goes when the process ends.
+
     Args:
         load: reads it; any exception means damaged.
-        make: computes it, keeps it at the path under an atomic name, and returns it.
+        make: makes it at the path it is given, under an atomic name, and returns it.
 
     Raises:
-        OSError: the lock cannot be taken: nothing can be kept there.
+        Unwritable: the temporary folder cannot be written either.
     """
+    try:
+        return _load_or_make(path, load, make)
+    except Unwritable as error:
+        place = _temporary() / path.parent.name / path.name
+        if not place.exists():
+            log.warning("%s: using a temporary folder", error)
+        return _load_or_make(place, load, make)
+
+
+def _load_or_make(path: Path, load: Callable[[Path], T], make: Callable[[Path], T]) -> T:
     found = _loaded(path, load)
     if found is not None:
         return found
@@ -52,7 +83,7 @@ def load_or_make(path: Path, load: Callable[[Path], T], make: Callable[[Path], T
         found = _loaded(path, load)
         if found is not None:
             return found
-        if path.exists():
+        if os.path.lexists(path):
             log.warning("%s is damaged: making it again", path)
         return make(path)
 
@@ -60,7 +91,7 @@ def load_or_make(path: Path, load: Callable[[Path], T], make: Callable[[Path], T
 def load_or_compute(
     path: Path, load: Callable[[Path], T], compute: Callable[[], T], save: Callable[[Path, T], None]
 ) -> T:
-    """What is kept at ``path``, else computed; where nothing can be kept that costs time, but is no failure.
+    """What is kept at ``path``, else computed once; where it cannot be kept that costs time, but is no failure.
 
     Args:
         load: reads it; any exception means damaged.
@@ -71,39 +102,60 @@ def load_or_compute(
     def make(path: Path) -> T:
         made = compute()
         try:
+            discard(path)
             save(path, made)
         except OSError as error:
-            log.warning("%s cannot be kept (%s)", path, error)
+            log.warning("%s cannot be kept (%s)", path, error.strerror or error)
         return made
 
     try:
         return load_or_make(path, load, make)
-    except OSError as error:
-        log.warning("%s cannot be kept (%s)", path, error)
+    except Unwritable as error:
+        log.warning("%s", error)
         return compute()
 
 
 def _loaded(path: Path, load: Callable[[Path], T]) -> T | None:
-    if not path.exists():
-        return None
     try:
         return load(path)
     except Exception:  # readers of damaged files raise nearly anything
         return None
 
 
+def discard(path: Path) -> None:
+    """Remove what is at ``path``, if anything: a file, a link, or a directory with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@functools.cache
+def _temporary() -> Path:
+    """A folder that is removed when the process ends."""
+    with writing(Path("a temporary folder")):
+        folder = tempfile.mkdtemp(prefix="relgan-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time make ``path``; its directory is made here. A killed process holds no lock."""
+    """Let one process at a time make ``path``; its directory is made here. A killed process holds no lock.
+
+    Raises:
+        Unwritable: there can be no lock.
+    """
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("another process is preparing %s: waiting for it", path.name)
-        lock.acquire()
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("another process is preparing %s: waiting for it", path.name)
+            lock.acquire()
     try:
         yield
     finally:

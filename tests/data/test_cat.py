@@ -82,6 +82,45 @@ def test_a_corrected_annotation_is_used(tmp_path: Path) -> None:
     assert len(cat(make_folder(tmp_path / "CAT_00", photos("00000003_015.jpg")))) == 1
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_annotations_as_other_systems_write_them(tmp_path: Path, encoding: str) -> None:
+    photo = photos("00000001_000.jpg")["00000001_000.jpg"]
+    text = annotation().decode().replace(" ", "\t").strip() + " \r\n\r\n"
+    files = {"00000001_000.JPG": photo, "00000001_000.JPG.CAT": text.encode(encoding), "00000004_007.JPG": photo}
+    store = cat(make_folder(tmp_path / "CAT_00", files))
+    assert len(store) == 1
+    assert store.meta["skipped"] == {"outlier": 1}
+
+
+def test_a_damaged_member_of_an_archive_costs_no_other(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "CAT_00.zip", photos(*(f"00000001_00{number}.jpg" for number in range(4))))
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        for name in ("00000001_001.jpg", "00000001_002.jpg.cat"):
+            data[archive.getinfo(name).header_offset] = 0
+    path.write_bytes(data)
+    store = cat(path)
+    assert len(store) == 2
+    assert store.meta["skipped"] == {"damaged": 2}
+
+
+def test_what_cannot_be_read_is_counted(tmp_path: Path) -> None:
+    path = make_folder(tmp_path / "CAT_00", photos("00000001_000.jpg"))
+    (path / "00000001_001.jpg").symlink_to("nowhere.jpg")
+    assert cat(path).meta["skipped"] == {"unreadable": 1}
+
+
+def test_a_photo_is_turned_by_its_eyes_and_not_twice(tmp_path: Path) -> None:
+    """Annotations are of the pixels as they lie in the file."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = photos("00000001_000.jpg")
+    tagged = {**plain, "00000001_000.jpg": encode(picture(0, (300, 300)), "JPEG", exif=exif)}
+    first = cat(make_folder(tmp_path / "CAT_00", plain))
+    again = cat(make_folder(tmp_path / "CAT_01", tagged))
+    np.testing.assert_array_equal(first.images, again.images)
+
+
 def test_the_list_of_outliers_is_complete() -> None:
     from importlib.resources import files
 

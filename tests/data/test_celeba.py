@@ -46,10 +46,10 @@ def test_any_layout_gives_the_same_images(tmp_path: Path, folder: str, make: obj
 
 def test_a_directory_may_hold_the_archive(tmp_path: Path) -> None:
     (tmp_path / "celeba").mkdir()
-    make_zip(tmp_path / "celeba" / "img_align_celeba.zip", below("img_align_celeba", FACES))
+    make_zip(tmp_path / "celeba" / "IMG_ALIGN_CELEBA.ZIP", below("img_align_celeba", FACES))
     make_zip(tmp_path / "celeba" / "other.zip", {"999999.jpg": face(200)})
     assert len(celeba(tmp_path / "celeba")) == 8
-    with zipfile.ZipFile(tmp_path / "celeba" / "img_align_celeba.zip") as archive:
+    with zipfile.ZipFile(tmp_path / "celeba" / "IMG_ALIGN_CELEBA.ZIP") as archive:
         archive.extractall(tmp_path / "celeba")
     assert len(celeba(tmp_path / "celeba")) == 8
 
@@ -84,6 +84,25 @@ def test_the_official_split(tmp_path: Path, split: str, numbers: list[int], plac
     store = celeba(path, split=split)
     np.testing.assert_allclose(store.images.reshape(len(store), -1).mean(1), numbers, atol=1.5)
     assert store.meta["split"] == split
+
+
+QUOTED = '"image_id";"partition"\r\n' + "".join(
+    f'"{name}";"{split}"\r\n' for name, split in zip(FACES, "00000112", strict=True)
+)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("text", [LIST.replace("\n", "  \r\n") + "\r\n\r\n", LIST.replace("\n", "\r"), CSV, QUOTED])
+def test_the_list_as_other_systems_write_it(tmp_path: Path, text: str, encoding: str) -> None:
+    path = make_zip(tmp_path / "celeba.zip", {**FACES, "list_eval_partition.txt": text.encode(encoding)})
+    assert len(celeba(path, split="train")) == 5
+
+
+def test_a_damaged_list_is_one_line(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "celeba.zip", {**FACES, "list_eval_partition.txt": LIST.encode()})
+    path.write_bytes(path.read_bytes().replace(b"000003.jpg 0", b"000003.jpg 1"))
+    with pytest.raises(ConfigError, match=r"^dataset\.split: list_eval_partition\.txt is damaged \("):
+        celeba(path, split="train")
 
 
 def test_a_split_without_the_list_is_refused(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from relgan.data.decode import MAX_PIXELS, Unusable, declared_size, square
+from relgan.data.decode import MAX_PIXELS, Unusable, declared_size, endings, formats, square, whole
 
 from .conftest import encode, picture
 
@@ -77,20 +78,152 @@ def test_a_16_bit_tiff() -> None:
     assert colour(encode(Image.fromarray(np.full((40, 40), 0xFF00, np.uint16)), "TIFF")) == [255, 255, 255]
 
 
-def test_the_first_frame_of_an_animation() -> None:
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_the_first_of_several_pictures_in_a_file(kind: str) -> None:
     frames = [Image.new("RGB", (40, 40), name) for name in ("red", "blue")]
-    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
-    assert colour(data) == [255, 0, 0]
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    assert colour(encode(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)) == [255, 0, 0]
 
 
+def tiff(pixels: bytes, bits: int, samples: int = 1, *, kind: int = 1, colours: int = 1, extra: int = 0) -> bytes:
+    """An uncompressed little-endian TIFF of 32×32 pixels.
+
+    Args:
+        pixels: of one of them.
+        bits, kind: of a sample; kind is 1 unsigned, 2 signed, 3 floating-point.
+        colours: 0 white is zero, 1 black is zero, 2 RGB, 5 CMYK.
+        extra: 1 where the last sample is premultiplied alpha.
+    """
+    data = pixels * 1024
+    shorts = {256: [32], 257: [32], 258: [bits] * samples, 259: [1], 262: [colours], 277: [samples], 278: [32]}
+    shorts[339] = [kind] * samples
+    if extra:
+        shorts[338] = [extra]
+    entries, behind = {}, b""
+    start = 8 + 2 + 12 * (len(shorts) + 2) + 4
+    for tag, values in shorts.items():
+        packed = struct.pack(f"<{len(values)}H", *values)
+        if len(packed) > 4:
+            packed, behind = struct.pack("<I", start + len(behind)), behind + packed
+        entries[tag] = struct.pack("<HHI", tag, 3, len(values)) + packed.ljust(4, b"\0")
+    for tag, value in ((273, start + len(behind)), (279, len(data))):
+        entries[tag] = struct.pack("<HHII", tag, 4, 1, value)
+    directory = b"".join(entries[tag] for tag in sorted(entries))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + directory + bytes(4) + behind + data
+
+
+def png16(colour_type: int, *values: int, key: bool = False) -> bytes:
+    """A PNG of 32×32 pixels of 16 bits a channel, all alike; ``key``: that value is the transparent one."""
+    pixel = struct.pack(f">{len(values)}H", *values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, colour_type, 0, 0, 0))]
+    chunks += [(b"tRNS", pixel)] if key else []
+    chunks += [(b"IDAT", zlib.compress((b"\0" + pixel * 32) * 32)), (b"IEND", b"")]
+    framed = [len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4) for kind, data in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def pnm(kind: str, highest: int, *values: int) -> bytes:
+    """A binary PNM of 32×32 pixels, all alike."""
+    return f"{kind} 32 32 {highest}\n".encode() + struct.pack(f">{len(values)}H", *values) * 1024
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (png16(0, 0x8234), [0x82] * 3),
+        (png16(2, 0x8234, 0x5678, 0x9ABC), [0x82, 0x56, 0x9A]),
+        (png16(4, 0x8234, 0xFFFF), [0x82] * 3),
+        (png16(6, 0x8234, 0x5678, 0x9ABC, 0), [255] * 3),
+        (pnm("P5", 1000, 500), [128] * 3),
+        (pnm("P5", 65535, 0x8234), [0x82] * 3),
+        (pnm("P6", 1023, 1023, 0, 512), [255, 0, 128]),
+        (tiff(bytes([0x80, 0x08, 0x00]), 12), [0x80] * 3),
+        (tiff(b"\x34\x82", 16), [0x82] * 3),
+        (tiff(b"\x34\x12", 16, colours=0), [255 - 0x12] * 3),
+        (tiff(b"\x34\x82\x78\x56\xbc\x9a", 16, 3, colours=2), [0x82, 0x56, 0x9A]),
+        (tiff(bytes([50, 50, 50, 100]), 8, 4, colours=2, extra=1), [205] * 3),
+        (tiff(b"\0\0\xff\xff\0\0\0\0", 16, 4, colours=5), [255, 0, 255]),
+        (encode(Image.new("LAB", (40, 40), (255, 128, 128)), "TIFF"), [255] * 3),
+        (encode(Image.new("RGB", (40, 40), (1, 2, 3)), transparency=(1, 2, 3)), [255] * 3),
+        (encode(Image.fromarray(np.full((40, 40), 0x8234, np.uint16)), "JPEG2000"), [0x82] * 3),
+    ],
+    ids=[
+        *("png-grey", "png-rgb", "png-grey-alpha", "png-transparent", "pgm-1000", "pgm-65535", "ppm-1023"),
+        *("tiff-12", "tiff-16", "tiff-white-is-zero", "tiff-rgb", "tiff-premultiplied-rgb"),
+        *("tiff-cmyk", "lab", "colour-key", "jpeg2000"),
+    ],
+)
+def test_more_than_8_bits_and_rare_modes(data: bytes, expected: list[int]) -> None:
+    assert np.abs(np.subtract(colour(data), expected)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("data", "grey"),
+    [
+        (tiff(bytes([50, 100]), 8, 2, extra=1), 205),
+        (encode(Image.new("YCbCr", (40, 40), (200, 128, 128)), "TIFF"), 200),
+    ],
+    ids=["premultiplied grey", "YCbCr"],
+)
+def test_what_only_newer_pillows_decode_has_the_right_colour(data: bytes, grey: int) -> None:
+    with suppress(Unusable):
+        assert colour(data) == [grey] * 3
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (tiff(bytes(4), 32, kind=3), "floating-point values"),
+        (tiff(bytes(8), 64, kind=3), "unknown pixel mode"),
+        (tiff(bytes(12), 32, 3, kind=3, colours=2), "unknown pixel mode"),
+        (tiff(bytes(4), 32), "signed or 32-bit values"),
+        (tiff(b"\x34\x72", 16, kind=2), "signed or 32-bit values"),
+        (tiff(b"\x90", 8, kind=2), "signed values"),
+        (tiff(bytes(10), 10), "unknown pixel mode"),
+        (b"Pf 32 32 -1.0\n" + struct.pack("<f", 0.5) * 1024, "floating-point values"),
+        (png16(0, 1023), "16-bit values below a quarter of the range"),
+        (png16(2, 255, 200, 100), "16-bit values below a quarter of the range"),
+        (tiff(b"\xff\x0f", 16), "16-bit values below a quarter of the range"),
+        (png16(0, 0x8234, key=True), "16-bit values with a transparent one"),
+    ],
+)
+def test_values_of_unknown_meaning_are_refused_and_never_black(data: bytes, said: str) -> None:
+    for read in (lambda: square(data, 32), lambda: whole(data)):
+        with pytest.raises(Unusable, match=said) as caught:
+            read()
+        assert caught.value.reason == "not supported"
+
+
+def test_formats_are_those_of_pillow_that_are_pictures() -> None:
+    assert {"JPEG", "PNG", "TIFF", "WEBP", "JPEG2000"} <= set(formats())
+    assert not {"EPS", "MPEG", "HDF5", "WMF"} & set(formats())
+    assert {".jpg", ".jpe", ".jfif", ".tif", ".pnm", ".jp2"} <= endings()
+    assert not {".eps", ".pdf", ".mpg", ".h5", ".txt"} & endings()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(orientation: int) -> None:
-    exif = Image.Exif()
+def test_exif_orientation_is_undone(orientation: int, kind: str) -> None:
+    image, exif = picture(5, (64, 96)), Image.Exif()
     exif[0x0112] = orientation
-    data = encode(picture(5, (64, 96)), "PNG", exif=exif)
-    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    data = encode(image, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    plain = Image.open(io.BytesIO(encode(image, kind))) if kind == "JPEG" else image
+    upright = ImageOps.exif_transpose(_with(plain, exif))
+    np.testing.assert_array_equal(np.asarray(whole(data)), np.asarray(upright))
     expected = square(encode(upright), 32).astype(int)
-    assert np.abs(square(data, 32) - expected).max() <= 1
+    assert np.abs(square(data, 32) - expected).max() <= (6 if kind == "JPEG" else 1)
+    assert whole(data, upright=False).size == (image.size if kind != "TIFF" else upright.size)
+
+
+def _with(image: Image.Image, exif: Image.Exif) -> Image.Image:
+    tagged = image.copy()
+    tagged.getexif().update(exif)
+    return tagged
+
+
+def test_an_exif_block_of_nonsense_spoils_no_picture() -> None:
+    data = encode(picture(1, (64, 64)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff nonsense")
+    assert square(data, 32).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", encode(picture(1, (300, 300)), "JPEG")[:900]])

@@ -146,6 +146,16 @@ def test_a_wrong_checksum_is_never_accepted(cache: Path, mirrors: Mirrors) -> No
     assert download("data.bin", mirrors(tampered, serves), MD5).read_bytes() == CONTENT
 
 
+def test_where_it_cannot_be_written_a_temporary_folder_serves(
+    cache: Path, mirrors: Mirrors, caplog: pytest.LogCaptureFixture
+) -> None:
+    (cache / "downloads" / "data.bin.partial").mkdir(parents=True)
+    path = download("data.bin", mirrors(serves), MD5)
+    assert path.read_bytes() == CONTENT
+    assert not path.is_relative_to(cache)
+    assert "data.bin.partial cannot be written (Is a directory): using a temporary folder" in caplog.text
+
+
 @pytest.mark.parametrize("checksum", [MD5, SHA256, SHA256[:15]], ids=["md5", "sha256", "prefix"])
 def test_a_checksum_of_either_kind_or_its_beginning(tmp_path: Path, mirrors: Mirrors, checksum: str) -> None:
     assert fetch(tmp_path / "new" / "data.bin", mirrors(tampered, serves), checksum).read_bytes() == CONTENT

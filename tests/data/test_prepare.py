@@ -141,12 +141,6 @@ def test_several_processes_read_what_one_reads(config: DatasetOptions, monkeypat
     assert together.meta["skipped"] == {"damaged": 1}
 
 
-def test_a_cache_that_cannot_be_written(config: DatasetOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RELGAN_CACHE", "/proc/relgan")
-    with pytest.raises(RelganError, match=r"cannot write prepared data to /proc/relgan.* RELGAN_CACHE "):
-        prepare(config)
-
-
 @pytest.fixture
 def little_space() -> Iterator[None]:
     """Files cannot grow beyond 20 kB: the write itself fails, as on a full disk."""
@@ -157,7 +151,7 @@ def little_space() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("little_space")
-def test_no_space_left_is_one_line_and_leaves_nothing(config: DatasetOptions, cache: Path) -> None:
+def test_no_space_left_anywhere_is_one_line_and_leaves_nothing(config: DatasetOptions, cache: Path) -> None:
     with pytest.raises(RelganError, match=r"cannot write prepared data to .* RELGAN_CACHE "):
         prepare(config)
     assert [path for path in (cache / "datasets").iterdir() if path.is_dir()] == []
@@ -183,7 +177,8 @@ print(prepare(replace(DATASETS["folder"].options, path=sys.argv[1])).fingerprint
 
 def start(config: DatasetOptions, seconds_per_image: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SCRIPT, str(config.path), str(seconds_per_image)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def test_of_two_processes_one_builds_and_the_other_waits(config: DatasetOptions) -> None:
@@ -229,7 +224,11 @@ def test_peak_memory_does_not_grow_with_the_data(sample_data: Path, cache: Path,
     peaks = []
     for path in (once, twice):
         done = subprocess.run(
-            [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True, env=os.environ
+            [sys.executable, "-c", script, str(path)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         peaks.append([int(kib) / 1024 for kib in done.stdout.split()])
     logging.getLogger("relgan").info("peak MiB of parent and workers: %s", peaks)
@@ -278,7 +277,8 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
 
     (tmp_path / "slow_source.py").write_text(SLOW_SOURCE)
     (tmp_path / "slow.py").write_text(SLOW_SCRIPT)
-    parent = subprocess.Popen([sys.executable, "slow.py"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen([sys.executable, "slow.py"], cwd=tmp_path, stderr=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + 60
     while not any(tmp_path.glob(".made.partial*")) or len(workers()) < 2:
         assert time.monotonic() < deadline

@@ -116,6 +116,20 @@ def test_a_wrong_cifar10_archive(tmp_path: Path, small_cifar: bytes, content: ob
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_an_archive_damaged_in_any_compression_is_one_line(tmp_path: Path, small_cifar: bytes, kind: str) -> None:
+    path = tmp_path / "cifar.tar"
+    with tarfile.open(path, f"w:{kind}") as archive:
+        archive.add(make_folder(tmp_path / "cifar", BATCHES))
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 4] = bytes(value ^ 0xFF for value in data[middle : middle + 4])
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"not a complete tar archive|wrong checksum|does not hold") as caught:
+        prepare(cifar(path))
+    assert "\n" not in str(caught.value)
+
+
 def test_nothing_in_a_tar_is_followed_or_written(tmp_path: Path, small_cifar: bytes) -> None:
     path = tmp_path / "a" / "cifar.tar.gz"
     path.parent.mkdir()

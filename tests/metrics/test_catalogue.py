@@ -20,6 +20,14 @@ from relgan.registry import EXTRACTORS, SCORES
         ("eval/score_digits", "max"),
         ("eval/precision", "max"),
         ("eval/recall_efficientnet_lite0", "max"),
+        ("eval/density", "max"),
+        ("eval/coverage_digits", "max"),
+        ("eval/fid_infinity", "min"),
+        ("eval/fd_infinity_digits", "min"),
+        ("eval/fd_infinity_digits_se", None),
+        ("eval/score_infinity_digits", "max"),
+        ("eval/authenticity_digits", "max"),
+        ("eval/vendi_digits", "max"),
         ("eval/lpips_diversity", "max"),
         ("eval/modes", "max"),
         ("eval/mode_confidence", "max"),
@@ -43,6 +51,8 @@ def test_direction(key: str, expected: str | None) -> None:
         ("eval/fid", "FID"),
         ("eval/fd_efficientnet_lite0", "Fréchet distance (efficientnet_lite0)"),
         ("eval/fd_never_heard_of", "Fréchet distance (never_heard_of)"),
+        ("eval/fid_infinity", "FID∞"),
+        ("eval/fd_infinity_digits_se", "Fréchet distance∞ (digits), standard error"),
         ("eval/mode_kl", "Mode KL"),
         ("eval/is", "IS"),
         ("eval/is_std", "IS, standard deviation"),
@@ -71,9 +81,12 @@ def test_the_family_tells_what_a_score_depends_on() -> None:
 
 
 def test_only_the_literatures_network_uses_its_names() -> None:
-    names = ("fid", "is", "is_std", "kid", "precision")
+    names = ("fid", "is", "is_std", "kid", "precision", "fid_infinity_se", "is_infinity")
     assert [full_key(name, "inception") for name in names] == [f"eval/{name}" for name in names]
-    other = ["fd_mine", "score_mine", "score_mine_std", "kd_mine", "precision_mine"]
+    other = [
+        *("fd_mine", "score_mine", "score_mine_std", "kd_mine", "precision_mine"),
+        *("fd_infinity_mine_se", "score_infinity_mine"),
+    ]
     assert [full_key(name, "mine") for name in names] == [f"eval/{name}" for name in other]
 
 

@@ -18,16 +18,22 @@ from torch import Tensor, nn
 from relgan.config import MetricsConfig
 from relgan.data import PackedStore, prepare
 from relgan.data.store import fixed_subset
+from relgan.images import to_uint8
 from relgan.metrics import reference
 from relgan.metrics.catalogue import direction, score_of
 from relgan.metrics.evaluator import Evaluator
 from relgan.metrics.reference import Pictures
 from relgan.metrics.scores.lpips import Diversity
+from relgan.metrics.scores.vendi import vendi_score
 from relgan.options import ConfigError
 from relgan.registry import DatasetOptions
 
 CPU = torch.device("cpu")
 DIGITS = DatasetOptions(name="digits", num_images=200)
+FEATURE_SCORES = [
+    *("fid", "is", "kid", "precision", "recall", "density", "coverage", "fid_infinity", "is_infinity", "vendi"),
+    "authenticity",
+]
 STACKED = DatasetOptions(name="stacked_digits", num_images=400)
 
 
@@ -128,17 +134,63 @@ def test_impossible_images_are_refused_by_name(image: Tensor, message: str) -> N
 
 @pytest.mark.parametrize("count", [1, 2, 30])
 def test_few_images_and_a_constant_generator_give_numbers(count: int, caplog: pytest.LogCaptureFixture) -> None:
-    judge = evaluator(scores=["fid", "is", "kid", "precision", "recall"], num_images=count, reference_images=50)
+    judge = evaluator(scores=FEATURE_SCORES, num_images=count, reference_images=50)
     network = Replay(torch.zeros(1, 1, 32, 32))
     scores = judge.evaluate(network)
     assert all(np.isfinite(value) for value in scores.values())
     assert scores["eval/score_digits"] == pytest.approx(1)
-    assert ("eval/kd_digits" in scores) == (count >= 2)
-    assert ("eval/precision_digits" in scores) == (count > 3)
+    assert scores["eval/vendi_digits"] == pytest.approx(1)
+    fewest = {"kd": 2, "recall": 4, "fd_infinity": 20, "score_infinity": 20}
+    for name in ("fd", "precision", "density", "coverage", "authenticity", *fewest):
+        assert (f"eval/{name}_digits" in scores) == (count >= fewest.get(name, 1)), name
+    if count == 30:
+        assert scores["eval/fd_infinity_digits"] == pytest.approx(scores["eval/fd_digits"])
+        assert scores["eval/fd_infinity_digits_se"] == pytest.approx(0, abs=1e-6)
     assert "far too high" in caplog.text
+    assert "cannot be extrapolated" in caplog.text or count < 20
     lines = len(caplog.records)
     judge.evaluate(network)
     assert len(caplog.records) == lines
+
+
+def test_a_decomposition_that_fails_costs_its_score_and_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(matrix: Tensor) -> Tensor:
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fails)
+    scores = evaluator(scores=["vendi", "is"]).evaluate(Replay(real_images(prepare(DIGITS), 60)))
+    assert list(scores) == ["eval/score_digits", "eval/score_digits_std"]
+    assert [record.message for record in caplog.records].count("vendi: failed to converge") == 1
+
+
+def test_copies_of_the_training_set_are_told_by_all_of_it() -> None:
+    """Also those that are not among the images which the other scores compare with."""
+    judge = evaluator(scores=["authenticity", "coverage"], num_images=200, reference_images=50)
+    copies = judge.evaluate(Replay(real_images(prepare(DIGITS), 200)))
+    assert copies["eval/authenticity_digits"] < 0.02
+    assert copies["eval/coverage_digits"] == 1
+    assert judge.reference(50).features.shape == (50, 64)
+    noise = judge.evaluate(Replay(torch.rand(200, 1, 32, 32) * 2 - 1))
+    assert noise["eval/authenticity_digits"] > 0.9
+
+
+def test_vendi_is_that_of_the_cosines_between_the_features() -> None:
+    images = real_images(prepare(DIGITS), 30)
+    judge = evaluator(scores=["vendi"], num_images=30)
+    (vendi,) = judge.scores
+    assert vendi.extractor is not None
+    features, _ = vendi.extractor(to_uint8(images))
+    cosines = nn.functional.cosine_similarity(features[:, None].double(), features[None].double(), dim=2)
+    assert judge.evaluate(Replay(images))["eval/vendi_digits"] == pytest.approx(vendi_score(cosines / 30), rel=1e-6)
+
+
+def test_all_scores_come_from_one_pass_of_the_generator() -> None:
+    network = Replay(real_images(prepare(DIGITS), 60))
+    scores = evaluator(scores=FEATURE_SCORES, kid_subsets=3).evaluate(network)
+    assert network.position == 60
+    assert {score_of(key) for key in scores} == set(FEATURE_SCORES)
 
 
 def test_all_scores_by_their_names() -> None:
@@ -186,8 +238,7 @@ def _reference_in_a_process(cache: str, results: Any) -> None:
     computed = []
     compute = reference._compute
     reference._compute = lambda *a: computed.append(1) or compute(*a)
-    statistics = evaluator(scores=["fid"]).reference
-    assert statistics is not None
+    statistics = evaluator(scores=["fid"]).reference(None)
     results.put((len(computed), float(statistics.gaussian.mean.sum())))
 
 
@@ -219,7 +270,7 @@ def _score_in_a_rank(rank: int, cache: str, store: str, results: Any) -> None:
 def _distributed_scores() -> dict[str, float]:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 1024), nn.Tanh(), nn.Unflatten(1, (1, 32, 32)))
-    judge = evaluator(scores=["fid", "is", "kid", "precision", "recall"], kid_subsets=3)
+    judge = evaluator(scores=FEATURE_SCORES, kid_subsets=3)
     # One batch for two ranks: the second has no images.
     small = evaluator(scores=["kid"], kid_subsets=3, num_images=20, batch_size=20, kid_subset_size=10)
     alone = {f"small {key}": value for key, value in small.evaluate(network).items()}
@@ -277,6 +328,14 @@ def test_protocol_says_how_the_numbers_were_made() -> None:
     assert protocol["reference"]["fingerprint"] == prepare(STACKED).fingerprint
     assert {"resize", "generator", "generator_mode", "seed", "precision", "input_size"} <= protocol.keys()
     assert {"torch", "torch-fidelity", "relgan"} <= protocol["versions"].keys()
+    scores = ["is", "kid", "recall", "coverage", "fid", "is_infinity"]
+    options = evaluator(scores=scores, neighbourhood=2, kid_subsets=7).protocol["options"]
+    assert options == {
+        "is": {"splits": 2},
+        "kid": {"subsets": 7, "subset_size": 1000},
+        "recall": {"k": 2},
+        "coverage": {"k": 5},
+    }
 
 
 def test_lpips_diversity_equals_the_package_on_the_same_pairs(alexnet_weights: Path) -> None:

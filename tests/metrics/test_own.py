@@ -94,12 +94,12 @@ def generator() -> nn.Module:
 
 
 def test_they_are_computed_in_the_same_pass_as_the_built_in_ones() -> None:
-    judge = evaluator(scores=["sharpness", "fid", "reach", "recall"])
+    judge = evaluator(scores=["sharpness", "fid", "reach", "kid"], kid_subsets=3)
     scores = judge.evaluate(generator())
-    names = ["sharpness", "fd_pooling", "reach_pooling", "reach_pooling_se", "recall_pooling"]
+    names = ["sharpness", "fd_pooling", "reach_pooling", "reach_pooling_se", "kd_pooling", "kd_pooling_std"]
     assert list(scores) == [f"eval/{name}" for name in names]
     accumulators = {id(accumulator) for accumulator in judge._accumulators.values()}
-    assert len(accumulators) == 3  # reach and recall share the rows
+    assert len(accumulators) == 3  # reach and kid share the rows
     assert all(score_of(key) in judge.config.scores for key in scores)
 
 
@@ -157,6 +157,12 @@ def test_a_score_that_cannot_be_computed_costs_only_itself_and_one_warning(
     assert [record.message for record in caplog.records].count(warning) == 1
 
 
+def test_features_that_are_not_finite_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pooled, "forward", lambda self, images: (images.float().flatten(1)[:, :48] / 0, images[:, :0]))
+    with pytest.raises(ValueError, match=r"^pooling computes features that are not finite$"):
+        evaluator(scores=["fid"]).evaluate(generator())
+
+
 def test_what_a_builder_returns_is_checked() -> None:
     register_extractor("wrong", about="no extractor")(lambda metrics, dataset, device: nn.Identity())
     with pytest.raises(ConfigError, match=r"metrics\.extractor: wrong builds a Identity, not a .*Extractor"):
@@ -166,6 +172,8 @@ def test_what_a_builder_returns_is_checked() -> None:
         evaluator(scores=["bare"])
     with pytest.raises(ConfigError, match=r"metrics\.scores: is needs classes, and the extractor pooling has none"):
         evaluator(scores=["is"])
+    with pytest.raises(ConfigError, match=r"is_infinity needs classes, and the extractor pooling has none"):
+        evaluator(scores=["is_infinity"])
 
 
 def test_a_score_is_left_out_where_it_makes_no_sense() -> None:

@@ -40,6 +40,16 @@ def test_pictures_keep_their_size_and_batches_do_not_mix_sizes(tmp_path: Path) -
         np.testing.assert_array_equal(image, expected)
 
 
+def test_pictures_are_scored_upright_and_hidden_ones_not_at_all(tmp_path: Path) -> None:
+    upright, exif = Image.fromarray(save(tmp_path / "a.png", 20, 10)), Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.png", exif=exif)
+    (tmp_path / ".hidden").mkdir()
+    save(tmp_path / ".hidden" / "c.png", 5, 5)
+    [batch] = Pictures(str(tmp_path), "images").batches(np.arange(2), 2)
+    np.testing.assert_array_equal(batch[0], batch[1])
+
+
 def test_an_archive_is_read_without_extracting(tmp_path: Path) -> None:
     save(tmp_path / "a.png", 4, 4)
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from relgan.metrics.scores.frechet import frechet_distance
 from relgan.metrics.scores.inception import ClassMarginals, classifier_score
+from relgan.metrics.scores.infinity import extrapolate
 from relgan.metrics.scores.kernel import kernel_distance
 from relgan.metrics.scores.lpips import RunningMean
-from relgan.metrics.scores.manifold import nearest, share_inside
 from relgan.metrics.scores.modes import ModeHistogram, mode_kl
+from relgan.metrics.scores.vendi import vendi_score
 from relgan.metrics.statistics import FeatureMoments, Gaussian, factorise
 
 
@@ -158,31 +159,6 @@ def test_kernel_distance_is_unbiased_and_refuses_single_images() -> None:
         kernel_distance(features(1, 5, 1), features(9, 5, 2), subsets=3, subset_size=20)
 
 
-@pytest.mark.parametrize("chunk", [7, 1000])
-def test_precision_and_recall_equal_torch_fidelity(chunk: int) -> None:
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    x, y = features(90, 16, 9), 1.6 * features(70, 16, 9, 0.5).flip(0)
-    theirs = prc_features_to_metric(x, y, verbose=False)
-    ours = share_inside(x, y, k=3, chunk=chunk), share_inside(y, x, k=3, chunk=chunk)
-    assert 0 < ours[0] < 1
-    assert 0 < ours[1] < 1
-    assert ours == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-7)
-
-
-def test_precision_and_recall_need_more_than_k_images() -> None:
-    with pytest.raises(ValueError, match="more than 3 images"):
-        share_inside(features(3, 4, 1), features(50, 4, 2), k=3)
-    with pytest.raises(ValueError, match="more than 3 images"):
-        share_inside(features(50, 4, 1), features(3, 4, 2), k=3)
-
-
-def test_nearest_is_ordered_and_not_bounded_by_chunks() -> None:
-    reference = torch.arange(20.0)[:, None]
-    assert nearest(torch.tensor([[7.2]]), reference, k=3, chunk=4).tolist() == [[7, 8, 6]]
-    assert nearest(torch.tensor([[7.2]]), reference[:2], k=3).shape == (1, 2)
-
-
 def test_running_mean_has_the_standard_error() -> None:
     values = features(50, 1, 3).flatten()
     metric = RunningMean()
@@ -190,3 +166,49 @@ def test_running_mean_has_the_standard_error() -> None:
         metric.update(part)
     expected = (float(values.mean()), float(values.std() / math.sqrt(50)))
     assert metric.compute() == pytest.approx(expected, rel=1e-5)
+
+
+def test_extrapolation_finds_the_value_at_infinity_and_how_well_the_line_fits() -> None:
+    line = extrapolate(lambda chosen: 3 + 50 / len(chosen), 400)
+    assert line == pytest.approx((3, 0), abs=1e-6)
+    rng = np.random.default_rng(0)
+    noisy = extrapolate(lambda chosen: 3 + 50 / len(chosen) + rng.normal(scale=0.1), 400)
+    assert 0.01 < noisy.std < 0.2
+    assert abs(noisy.mean - 3) < 4 * noisy.std
+
+
+def test_extrapolation_takes_random_subsets_from_a_tenth_to_all() -> None:
+    seen: list[Tensor] = []
+    extrapolate(lambda chosen: float(seen.append(chosen) or len(chosen)), 500)
+    assert [len(chosen) for chosen in (seen[0], seen[-1])] == [50, 500]
+    assert all(len(chosen.unique()) == len(chosen) for chosen in seen)
+    assert float(seen[0].double().mean()) == pytest.approx(250, abs=60)
+    with pytest.raises(ValueError, match="at least 20"):
+        extrapolate(lambda chosen: 0.0, 19)
+
+
+def test_extrapolated_distance_loses_the_bias_of_few_images() -> None:
+    dim = 20
+    real = factorise(Gaussian(torch.zeros(dim).double(), torch.eye(dim).double(), 10**6))
+    rows = 2 * torch.randn(800, dim, generator=torch.Generator().manual_seed(0))
+    fit = extrapolate(lambda chosen: frechet_distance(moments(rows[chosen]), real), len(rows))
+    few, truth = frechet_distance(moments(rows[:80]), real), float(dim)
+    assert abs(fit.mean - truth) < 0.05 * truth < abs(few - truth)
+
+
+def test_vendi_is_the_entropy_of_the_kernels_eigenvalues() -> None:
+    x = torch.nn.functional.normalize(features(40, 12, 5, 0.4).double())
+    eigenvalues = np.linalg.eigvalsh((x @ x.T / 40).numpy()).clip(1e-15)
+    expected = float(np.exp(-(eigenvalues * np.log(eigenvalues)).sum()))
+    assert 1.5 < expected < 12
+    assert vendi_score(x @ x.T / 40) == pytest.approx(expected, rel=1e-9)
+    assert vendi_score(x.T @ x / 40) == pytest.approx(expected, rel=1e-9)
+
+
+def test_vendi_counts_different_images() -> None:
+    different = torch.eye(6).double()
+    assert vendi_score(different / 6) == pytest.approx(6)
+    twice = different.repeat(2, 1)
+    assert vendi_score(twice.T @ twice / 12) == pytest.approx(6)
+    same = torch.ones(6, 6).double() / 6
+    assert vendi_score(same) == pytest.approx(1)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 100_000_000
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_EXIF_ORIENTATION = 0x0112
+_START = 16  # bytes by which Pillow knows a format
+_DARK = 64  # a quarter of the range
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1  # of TIFF
+_NOT_SUPPORTED = re.compile("unsupported|not supported|unknown|cannot handle|not available", re.IGNORECASE)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,6 +45,24 @@ class Unusable(Exception):
         self.reason, self.detail = reason, detail
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """Formats of pictures that the installed Pillow opens and knows by their first bytes.
+
+    Others it guesses from any bytes, hands to another program (EPS), or only names (films, weather data).
+    """
+    Image.init()
+    pictures = (name for name, (_, accepts) in Image.OPEN.items() if accepts)
+    return tuple(name for name in pictures if Image.MIME.get(name, "").startswith("image/"))
+
+
+@cache
+def endings() -> frozenset[str]:
+    """Endings of files of those formats: ``.jpg``, ``.jfif``, ``.avif`` …, in lower case."""
+    known = formats()
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in known)
+
+
 @contextmanager
 def _distrusting() -> Iterator[None]:
     """Pillow warns about harmless oddities, and damaged bytes make it raise nearly anything."""
@@ -54,26 +75,87 @@ def _distrusting() -> Iterator[None]:
         except Image.DecompressionBombError as error:
             raise Unusable("too large", str(error)) from error
         except Exception as error:
-            raise Unusable("damaged", f"cannot be decoded ({type(error).__name__}: {error})") from error
+            reason = "not supported" if _NOT_SUPPORTED.search(str(error)) else "damaged"
+            raise Unusable(reason, f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def _open(file: IO[bytes]) -> Image.Image:
-    image = Image.open(file, formats=_FORMATS)
+def _open(file: IO[bytes]) -> ImageFile.ImageFile:
+    try:
+        image = Image.open(file, formats=formats())
+    except UnidentifiedImageError as error:
+        _open_as_declared(file)
+        raise Unusable("damaged", "no format of pictures that Pillow knows") from error
     if image.width * image.height > MAX_PIXELS:
         raise Unusable("too large", f"{image.width}×{image.height} pixels")
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Decode, and convert any mode to 8-bit RGB: 16-bit grey is scaled, transparency becomes white."""
-    image.load()
+def _open_as_declared(file: IO[bytes]) -> None:
+    """Raise what Pillow's own opener of the format says, which ``Image.open`` keeps to itself."""
+    file.seek(0)
+    start = file.read(_START)
+    if len(start) < _START:
+        return
+    for name in formats():
+        opener, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(start) is True:
+            file.seek(0)
+            opener(file, "")
+
+
+def _to_rgb(file: ImageFile.ImageFile) -> Image.Image:
+    """Decode, and convert any mode to 8-bit RGB: 16-bit values are scaled, transparency becomes white.
+
+    Raises:
+        Unusable: what its values mean is not known, so that it would turn out black or grey.
+    """
+    _refuse_unknown_values(file)
+    coded = str(file.tile)  # names the bits of a value where they are more than 8
+    file.load()
+    image: Image.Image = file
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        grey = (np.asarray(image) >> (4 if ";12" in coded else 8)).astype(np.uint8)
+        inverted = _tiff_tag(file, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO
+        image = Image.fromarray(255 - grey if inverted else grey)
+    elif image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         image = Image.new("RGBA", image.size, "white")
         image.alpha_composite(layered)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    if ";16" in coded and np.asarray(image).max() < _DARK:
+        raise Unusable("not supported", "16-bit values below a quarter of the range: perhaps of 14 bits or less")
+    return image
+
+
+def _refuse_unknown_values(image: ImageFile.ImageFile) -> None:
+    """Unusable where nothing says which values are black and white."""
+    kind = ""
+    if image.mode == "F":
+        kind = "floating-point values"
+    elif image.mode == "I" and image.format == "TIFF":
+        kind = "signed or 32-bit values"
+    elif _tiff_tag(image, TiffImagePlugin.SAMPLEFORMAT) not in (None, _UNSIGNED):
+        kind = "signed values"
+    elif ";16" in str(image.tile) and "transparency" in image.info:
+        kind = "16-bit values with a transparent one"
+    if kind:
+        raise Unusable("not supported", f"{kind}; convert it to 8 bits")
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> int | None:
+    """A number, for all channels that of the first; None where there is none, as in other formats."""
+    value = image.tag_v2.get(tag) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What puts a loaded image upright by its EXIF orientation. Pillow turns TIFFs itself, while it loads them."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged description does not spoil the picture
+        return None
 
 
 @_distrusting()
@@ -83,9 +165,16 @@ def declared_size(file: IO[bytes]) -> tuple[int, int]:
 
 
 @_distrusting()
-def whole(data: bytes) -> Image.Image:
-    """The whole image in RGB; Unusable if it is damaged, or too large to be decoded safely."""
-    return _to_rgb(_open(io.BytesIO(data)))
+def whole(data: bytes, *, upright: bool = True) -> Image.Image:
+    """The whole image in RGB; Unusable if it is damaged, or too large to be decoded safely.
+
+    Args:
+        upright: turned where EXIF tells the orientation; else the pixels as they lie in the file.
+    """
+    image = _open(io.BytesIO(data))
+    pixels = _to_rgb(image)
+    turn = _turn(image) if upright else None
+    return pixels if turn is None else pixels.transpose(turn)
 
 
 @_distrusting()
@@ -96,7 +185,7 @@ def square(data: bytes, size: int, crop: float | None = None) -> NDArray[np.uint
     resized from there: faster, and close to decoding it whole (docs/data.md tells how close).
 
     Args:
-        data: a JPEG, PNG, WebP, BMP, GIF, TIFF or PNM file of any mode; of an animation, the first frame.
+        data: a file of one of :func:`formats`, of any mode; of an animation, the first frame.
         size: side of the result.
         crop: side of the square, pixels, at most the image's shorter side; up to 1 a share of that; None: all of it.
 
@@ -104,22 +193,33 @@ def square(data: bytes, size: int, crop: float | None = None) -> NDArray[np.uint
         uint8 [size, size, 3], upright where EXIF tells the orientation.
 
     Raises:
-        Unusable: the file is damaged, or too large to be decoded safely.
+        Unusable: the file is damaged, not supported, or too large to be decoded safely.
     """
     image = _open(io.BytesIO(data))
     width, height = image.size
-    shorter = min(width, height)
-    side = shorter if crop is None else max(1, round(shorter * crop)) if crop <= 1 else min(shorter, round(crop))
     scale = 1.0
-    orientation = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     if image.format == "JPEG":
+        side = _side(width, height, crop)
         drafted = image.draft(None, (-(-width * size // side), -(-height * size // side)))
         scale = drafted[1][2] / width if drafted else 1.0
+    pixels = _to_rgb(image)
+    if image.format != "JPEG":
+        width, height = pixels.size  # a TIFF may have been turned
+    side = _side(width, height, crop)
     left, top, side_now = (width - side) // 2 * scale, (height - side) // 2 * scale, side * scale
     # Cut before resizing, or the filter would mix in pixels from outside the square.
     x, y = int(left), int(top)
-    cut = _to_rgb(image).crop((x, y, math.ceil(left + side_now), math.ceil(top + side_now)))
+    cut = pixels.crop((x, y, math.ceil(left + side_now), math.ceil(top + side_now)))
     box = (left - x, top - y, left - x + side_now, top - y + side_now)
     small = cut.resize((size, size), Image.Resampling.BICUBIC, box=box)
     # A centred square may be turned after resizing, when there is less to turn.
-    return np.asarray(small if orientation is None else small.transpose(orientation))
+    turn = _turn(image)
+    return np.asarray(small if turn is None else small.transpose(turn))
+
+
+def _side(width: int, height: int, crop: float | None) -> int:
+    """Pixels of the square that is cut out of an image (see :func:`square`)."""
+    shorter = min(width, height)
+    if crop is None:
+        return shorter
+    return max(1, round(shorter * crop)) if crop <= 1 else min(shorter, round(crop))

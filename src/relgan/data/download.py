@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import logging
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from relgan.cache import cache_dir, locked, progress_bar
+from relgan.cache import Unwritable, cache_dir, discard, load_or_make, progress_bar, writing
 from relgan.data.archives import looks_like_html
 from relgan.options import ConfigError, RelganError
 
@@ -20,8 +22,10 @@ log = logging.getLogger("relgan")
 _ATTEMPTS = 3
 _TIMEOUT_S = 15
 _BLOCK = 1 << 18
-# A broken connection is worth another attempt; a full disk, which is an OSError too, is not.
-_BROKEN = (http.client.HTTPException, TimeoutError, ConnectionError)
+
+
+class _Broken(Exception):
+    """The connection ended early; another attempt may go on from there."""
 
 
 class _BadMirror(Exception):
@@ -33,7 +37,7 @@ class DownloadError(RelganError):
 
 
 def download(name: str, urls: Sequence[str], checksum: str) -> Path:
-    """A file of a data set, kept in the cache.
+    """A file of a data set, kept in the cache; where that cannot be written, in a temporary folder.
 
     Args:
         name: of the file there, perhaps in a directory.
@@ -41,7 +45,7 @@ def download(name: str, urls: Sequence[str], checksum: str) -> Path:
 
     Raises:
         ConfigError: no mirror delivered it.
-        OSError: it cannot be written.
+        Unwritable: neither place can be written.
     """
     try:
         return fetch(cache_dir() / "downloads" / name, urls, checksum)
@@ -51,7 +55,7 @@ def download(name: str, urls: Sequence[str], checksum: str) -> Path:
 
 
 def fetch(target: Path, urls: Sequence[str], checksum: str) -> Path:
-    """The file ``target``, from the first mirror that delivers it whole where it is not there yet.
+    """The file ``target``, from the first mirror that delivers it whole where it is not there yet, or damaged.
 
     A connection that breaks is resumed, here or at the next mirror; bytes whose checksum is wrong are discarded.
 
@@ -59,26 +63,43 @@ def fetch(target: Path, urls: Sequence[str], checksum: str) -> Path:
         urls: mirrors in the order to try; one that ends in a slash is a directory holding the file.
         checksum: "md5:HEX" or "sha256:HEX" of the whole file; the beginning of HEX is enough.
 
+    Returns:
+        ``target``, or its stand-in in a temporary folder where that cannot be written.
+
     Raises:
         DownloadError: no mirror delivered it.
-        OSError: it cannot be written.
+        Unwritable: neither place can be written.
     """
-    with locked(target):
-        if target.exists() and _is_right(target, checksum):
-            return target
-        partial = target.with_name(f"{target.name}.partial")
-        failures: list[str] = []
-        for url in (f"{url}{target.name}" if url.endswith("/") else url for url in urls):
-            if failures:
-                log.warning("%s; trying another mirror", failures[-1])
-            log.info("downloading %s", url)
-            try:
-                _fetch_whole(url, partial, checksum)
-            except _BadMirror as failure:
-                failures.append(f"{url}: {failure}")
-                continue
+
+    def checked(path: Path) -> Path:
+        if not _is_right(path, checksum):
+            raise ValueError("wrong checksum")
+        return path
+
+    return load_or_make(target, checked, lambda path: _from_mirrors(path, urls, checksum))
+
+
+def _from_mirrors(target: Path, urls: Sequence[str], checksum: str) -> Path:
+    partial = target.with_name(f"{target.name}.partial")
+    failures: list[str] = []
+    for url in (f"{url}{target.name}" if url.endswith("/") else url for url in urls):
+        if failures:
+            log.warning("%s; trying another mirror", failures[-1])
+        log.info("downloading %s", url)
+        try:
+            _fetch_whole(url, partial, checksum)
+        except _BadMirror as failure:
+            failures.append(f"{url}: {failure}")
+            continue
+        except Unwritable:
+            with contextlib.suppress(OSError):
+                discard(partial)  # it would keep the disk full
+            raise
+        with writing(target):
+            if target.is_dir():
+                discard(target)
             partial.replace(target)
-            return target
+        return target
     raise DownloadError("; ".join(failures))
 
 
@@ -96,7 +117,7 @@ def _fetch_whole(url: str, partial: Path, checksum: str) -> None:
             continue
         except (urllib.error.URLError, ValueError) as error:  # unreachable, or no URL at all
             raise _BadMirror(str(error)) from error
-        except _BROKEN as error:
+        except (_Broken, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = str(error)
             continue
         if looks_like_html(partial):
@@ -122,13 +143,23 @@ def _fetch(url: str, partial: Path) -> bool:
             have = 0
         announced = int(response.headers.get("Content-Length", 0))
         with (
+            writing(partial),
             partial.open("ab" if have else "wb") as file,
             progress_bar(announced, f"downloading {partial.stem}") as advance,
         ):
-            while block := response.read(_BLOCK):
+            for block in _blocks(response):
                 file.write(block)
                 advance(len(block))
             return file.tell() >= have + announced
+
+
+def _blocks(response: Any) -> Iterator[bytes]:
+    """What arrives; a connection that breaks raises _Broken, to tell it from a full disk: both are OSErrors."""
+    try:
+        while block := response.read(_BLOCK):
+            yield block
+    except (http.client.HTTPException, OSError) as error:
+        raise _Broken(str(error)) from error
 
 
 def _is_right(path: Path, checksum: str) -> bool:

@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import pickle
-import shutil
 import signal
 import threading
 from collections import Counter, deque
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relgan.cache import cache_dir, keyed, load_or_make, progress_bar
+from relgan.cache import Unwritable, cache_dir, keyed, load_or_make, progress_bar
 from relgan.data.archives import identity, locate
 from relgan.data.decode import Unusable
 from relgan.data.sources import Source
@@ -58,27 +57,31 @@ def store_path(options: DatasetOptions) -> Path:
 
 
 def prepared() -> list[Path]:
-    """The directories of everything in the cache."""
-    return sorted(meta.parent for meta in (cache_dir() / _FOLDER).glob("[!.]*/meta.json"))
+    """The directories of everything in the cache, damaged ones too; RelganError if it cannot be read."""
+    try:
+        return sorted(path for path in (cache_dir() / _FOLDER).iterdir() if not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RelganError(f"{error.filename} cannot be read ({error.strerror})") from error
 
 
 def prepare(options: DatasetOptions, *, progress: bool = True) -> PackedStore:
     """Open the data set, packing it first where that was not done before.
 
     Of several processes that ask at once, one packs and the others wait. What is made appears under its
-    name only when complete.
+    name only when complete. Where the cache cannot be written, it lies in a temporary folder while this process runs.
 
     Raises:
         ConfigError: an option names nothing usable.
-        RelganError: nothing could be prepared; or the cache cannot be written.
+        RelganError: nothing could be prepared; or neither place can be written.
     """
     _check_facts(options)
-    path = store_path(options)
     try:
-        store = load_or_make(path, PackedStore.open, lambda path: _make(path, options, progress))
-    except OSError as error:
+        store = load_or_make(store_path(options), PackedStore.open, lambda path: _make(path, options, progress))
+    except Unwritable as error:
         raise RelganError(
-            f"cannot write prepared data to {path.parent} ({error}); "
+            f"cannot write prepared data to {cache_dir()} or elsewhere ({error}); "
             "the environment variable RELGAN_CACHE chooses another place"
         ) from error
     _check_store(store, options)
@@ -95,8 +98,6 @@ def _check_facts(options: DatasetOptions) -> None:
 
 
 def _make(path: Path, options: DatasetOptions, progress: bool) -> PackedStore:
-    if path.exists():
-        shutil.rmtree(path)
     source = DATASETS.build(options.name, options, of=Source)
     meta = {"name": options.name, "split": options.split, "source": options.path}
     with DATASETS[options.name].failing_in_one_line():

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from relgan.data.archives import Entry, Files
+from relgan.data.archives import Entry, Files, printable
 from relgan.data.decode import square
 from relgan.options import ConfigError, option
 from relgan.registry import DatasetOptions
@@ -141,6 +141,7 @@ class FolderSource(Source):
         self, files: Files, entries: list[Entry], size: int, crop: float | None, *, labelled: bool = False
     ) -> None:
         self._files, self._entries, self._size, self._crop = files, entries, size, crop
+        self.dropped = files.dropped
         if labelled:
             self.labels, self.classes = _folders(entries)
         cut = "largest centred square"
@@ -155,14 +156,14 @@ class FolderSource(Source):
         return square(self._files.read(self._entries[index]), self._size, self._crop)
 
     def name(self, index: int) -> str:
-        return self._entries[index][1]
+        return printable(self._entries[index][1])
 
 
 def _folders(entries: list[Entry]) -> tuple[NDArray[np.int64], list[str]]:
     """Which folder each file lies in, and their names below the one that holds them all."""
     paths = [tuple(name.split("/")[:-1]) for _, name in entries]
     shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*set(paths), strict=False)))
-    own = ["/".join(path[shared:]) for path in paths]
+    own = [printable("/".join(path[shared:])) for path in paths]
     names = sorted(set(own), key=_natural)
     if len(names) < 2:
         raise ConfigError("dataset.labels", "needs a folder of images for each class, and all images lie in one")

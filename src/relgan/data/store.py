@@ -6,6 +6,7 @@ It is written under a temporary name and renamed, so a directory of the final na
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relgan.options import RelganError
+from relgan.cache import discard, writing
+from relgan.options import RelganError, first_line
 
 FORMAT = 1
 _HASH_CHUNK = 1 << 22
@@ -44,13 +46,13 @@ class PackedStore:
         """Open the store at ``path``; RelganError if it is incomplete or contradicts its own description."""
         try:
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-            images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
-            labels = np.load(path / "labels.npy", allow_pickle=False) if meta["labels"] else None
-            shape = (meta["num_images"], meta["height"], meta["width"], meta["channels"])
-            if images.dtype != np.uint8 or images.shape != shape:
-                raise ValueError("it contradicts its meta.json")
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise RelganError(f"the prepared data in {path} is damaged ({error}); delete it") from error
+            images = np.lib.format.open_memmap(path / "images.npy", mode="r")
+            labels = _read_labels(path / "labels.npy") if meta["labels"] else None
+            _check(meta, images, labels)
+        except PermissionError as error:
+            raise RelganError(f"the prepared data in {path} cannot be read ({error.strerror})") from error
+        except Exception as error:  # damaged files make their readers raise nearly anything
+            raise RelganError(f"the prepared data in {path} is damaged ({first_line(error)}); delete it") from error
         return cls(path, images, labels, meta)
 
     def __len__(self) -> int:
@@ -91,8 +93,32 @@ class PackedStore:
 
     def verify(self) -> None:
         """Read everything again and compare with the fingerprint; RelganError if a bit has changed."""
-        if content_fingerprint(self.path) != self.fingerprint:
+        try:
+            found = content_fingerprint(self.path)
+        except OSError as error:
+            raise RelganError(f"the prepared data in {self.path} cannot be read ({error.strerror})") from error
+        if found != self.fingerprint:
             raise RelganError(f"the prepared data in {self.path} has changed on disk; delete it")
+
+
+def _read_labels(path: Path) -> NDArray[Any]:
+    with path.open("rb") as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        return array
+
+
+def _check(meta: dict[str, Any], images: NDArray[Any], labels: NDArray[Any] | None) -> None:
+    """ValueError if the parts of a store do not belong together; nothing is read but the labels."""
+    shape = (meta["num_images"], meta["height"], meta["width"], meta["channels"])
+    right = images.dtype == np.uint8 and images.shape == shape
+    right &= isinstance(meta["name"], str) and isinstance(meta["fingerprint"], str)
+    classes = meta.get("classes", [])
+    right &= isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if labels is not None:
+        right &= labels.dtype == np.int64 and labels.shape == shape[:1]
+        right = right and labels.min() >= 0 and labels.max() < (len(classes) or np.inf)
+    if not right:
+        raise ValueError("it contradicts its meta.json")
 
 
 def content_fingerprint(path: Path) -> str:
@@ -120,7 +146,8 @@ class StoreWriter:
     """Writes a store image by image; nothing is visible at ``path`` before :meth:`finish`.
 
     Ordinary writes, not a memory map: a full disk is then an OSError instead of a bus error. Leaving the
-    ``with`` block without :meth:`finish` removes what was written.
+    ``with`` block without :meth:`finish` removes what was written. All methods raise
+    :class:`relgan.cache.Unwritable` where the disk refuses.
     """
 
     def __init__(self, path: Path, height: int, width: int, channels: int) -> None:
@@ -129,12 +156,13 @@ class StoreWriter:
         self.count = 0
         self._labels: list[int] = []
         self._started = time.perf_counter()
-        for leftover in path.parent.glob(f".{path.name}.partial*"):
-            shutil.rmtree(leftover)
         self._partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        self._partial.mkdir(parents=True)
-        self._file = (self._partial / "images.npy").open("wb")
-        self._header_end = self._write_header()
+        with writing(path):
+            for leftover in path.parent.glob(f".{path.name}.partial*"):
+                discard(leftover)
+            self._partial.mkdir(parents=True)
+            self._file = (self._partial / "images.npy").open("wb")
+            self._header_end = self._write_header()
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -142,7 +170,8 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take when it was written
+            self._file.close()
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def _write_header(self) -> int:
@@ -156,13 +185,21 @@ class StoreWriter:
         """Add uint8 [n, H, W, C] images and perhaps their labels."""
         if images.dtype != np.uint8 or images.shape[1:] != self.shape:
             raise ValueError(f"expected uint8 images of shape {self.shape}, got {images.dtype} {images.shape[1:]}")
-        self._file.write(np.ascontiguousarray(images).data)
+        with writing(self.path):
+            self._file.write(np.ascontiguousarray(images).data)
         self.count += len(images)
         if labels is not None:
             self._labels.extend(labels.tolist())
 
     def finish(self, **meta: Any) -> PackedStore:
-        """Complete the store, give it its name and open it."""
+        """Complete the store, give it its name in place of whatever has it, and open it."""
+        with writing(self.path):
+            self._complete(meta)
+            discard(self.path)
+            self._partial.rename(self.path)
+        return PackedStore.open(self.path)
+
+    def _complete(self, meta: dict[str, Any]) -> None:
         if self._write_header() != self._header_end:
             raise RuntimeError("the .npy header changed its length")
         _sync_and_close(self._file)
@@ -182,11 +219,10 @@ class StoreWriter:
             "seconds": round(time.perf_counter() - self._started, 3),
             **meta,
         }
-        with (self._partial / "meta.json").open("w", encoding="utf-8") as text:
+        # A path may hold bytes that are no characters: JSON has an escape for them.
+        with (self._partial / "meta.json").open("w", encoding="utf-8", errors="backslashreplace") as text:
             json.dump(description, text, indent=2, ensure_ascii=False)
             _sync_and_close(text)
-        self._partial.rename(self.path)
-        return PackedStore.open(self.path)
 
 
 def _sync_and_close(file: Any) -> None:

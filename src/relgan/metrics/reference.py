@@ -74,7 +74,7 @@ class Pictures:
         option: whose value the path is, for messages.
 
     Raises:
-        ConfigError: nothing is there, or no image file is in it.
+        ConfigError: nothing is there, no image file is in it, or part of it cannot be read.
     """
 
     labels: NDArray[np.int64] | None = None
@@ -82,6 +82,8 @@ class Pictures:
     def __init__(self, path: str, option: str) -> None:
         self._files, self._entries = image_files(path, option)
         self._option = option
+        for name, reason in self._files.unreadable.items():
+            raise ConfigError(option, f"{name} cannot be read ({reason}); remove it")
         root = self._files.roots[0]
         self.fingerprint = identity(root)
         self.size: tuple[int, ...] = self._read(0).shape[:2]

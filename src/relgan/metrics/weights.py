@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from relgan.cache import Unwritable
 from relgan.data.download import DownloadError, fetch
-from relgan.options import ConfigError
+from relgan.options import ConfigError, user_path
 
 
 @dataclass(frozen=True)
@@ -24,23 +25,20 @@ class WeightFile:
         return self.url.rsplit("/", 1)[1]
 
     def find(self, given: str | None) -> Path:
-        """The file on this machine, downloaded if need be.
+        """The file on this machine, downloaded where it is missing or damaged.
 
         Raises:
-            ConfigError: ``given`` does not exist, or nothing is cached and the download failed.
+            ConfigError: ``given`` does not exist, or the download failed.
         """
         if given is not None:
-            path = Path(given).expanduser()
+            path = user_path(given)
             if not path.is_file():
                 raise ConfigError(self.option, f"{given} is not a file")
             return path
         path = Path(torch.hub.get_dir()) / "checkpoints" / self.name
-        return path if path.is_file() else self._download(path)
-
-    def _download(self, path: Path) -> Path:
         try:
             return fetch(path, [self.url], f"sha256:{self.sha256}")
-        except (OSError, DownloadError) as error:
+        except (Unwritable, DownloadError) as error:
             raise ConfigError(
                 self.option,
                 f"{self.name} could not be downloaded ({error}); get it from {self.url} and put it into "

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relgan.data import alignment
-from relgan.data.archives import Entry, Files, roots
+from relgan.data.archives import Entry, Files, as_text, roots
 from relgan.data.decode import Unusable, declared_size, whole
 from relgan.data.sources import Source
 from relgan.options import ConfigError
@@ -31,11 +31,11 @@ class CatSource(Source):
         self._files, self._size = files, size
         self._faces: list[tuple[Entry, alignment.Points, alignment.Box]] = []
         self.preprocessing = f"turned by the eyes, face cut out by the ears, resized to {size}×{size}, bicubic"
-        dropped: Counter[str] = Counter()
+        dropped = Counter(files.dropped)
         usable: Counter[int] = Counter()
         photos = files.matching(_PHOTOS)
-        known = set(files.entries)
-        outliers = set(package_files("relgan.data.sets").joinpath("cat_outliers.txt").read_text().split())
+        known = {(root, name.lower()): (root, name) for root, name in files.entries}
+        outliers = set(package_files("relgan.data.sets").joinpath("cat_outliers.txt").read_text("utf-8").split())
         for photo in photos:
             try:
                 points, box = self._locate_face(photo, known, outliers)
@@ -56,16 +56,17 @@ class CatSource(Source):
         log.info("%d cat photos; with a face of at least so many pixels: %s", len(photos), listed)
 
     def _locate_face(
-        self, photo: Entry, known: set[Entry], outliers: set[str]
+        self, photo: Entry, known: dict[Entry, Entry], outliers: set[str]
     ) -> tuple[alignment.Points, alignment.Box]:
         """The annotated points and the crop; reads only the header of the photo."""
         root, name = photo
-        base = name.rsplit("/", 1)[-1]
+        base = name.rsplit("/", 1)[-1].lower()
         if base in outliers:
             raise Unusable("outlier")
-        if (root, f"{name}.cat") not in known:
+        beside = known.get((root, f"{name}.cat".lower()))
+        if beside is None:
             raise Unusable("without annotation", "no .cat file beside it")
-        annotation = self._files.read((root, f"{name}.cat")).decode("ascii", "replace")
+        annotation = as_text(self._files.read(beside))
         if base == _WRONG_PHOTO and annotation.split() == _WRONG_ANNOTATION.split():
             raise Unusable("wrong annotation", "its annotation is known to belong to another picture")
         try:
@@ -81,7 +82,8 @@ class CatSource(Source):
 
     def read(self, index: int) -> NDArray[np.uint8]:
         photo, points, box = self._faces[index]
-        return alignment.align(whole(self._files.read(photo)), points, box, self._size)
+        # The annotations were made on the pixels as they lie in the file; the eyes say what is upright.
+        return alignment.align(whole(self._files.read(photo), upright=False), points, box, self._size)
 
     def name(self, index: int) -> str:
         return self._faces[index][0][1]

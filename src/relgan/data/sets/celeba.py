@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
-from relgan.cache import cache_dir, locked
-from relgan.data.archives import Files, roots
+from relgan.cache import cache_dir, load_or_make, writing
+from relgan.data.archives import Files, as_text, reading, roots
+from relgan.data.decode import Unusable
 from relgan.data.sources import FolderSource
-from relgan.options import ConfigError
+from relgan.options import ConfigError, first_line
 from relgan.registry import DatasetCard, DatasetOptions, register_dataset
 
 _IMAGES = r"\d{6}\.(jpg|jpeg|png)"
@@ -46,7 +48,10 @@ def celeba(options: DatasetOptions) -> FolderSource:
 def _partition(files: Files) -> dict[str, str]:
     """Six-digit image number → "0" train, "1" valid, "2" test, from the official list or Kaggle's CSV of it."""
     if listed := files.matching(_PARTITION):
-        text = files.read(listed[0]).decode("utf-8", "replace")
+        try:
+            data = files.read(listed[0])
+        except Unusable as error:
+            raise ConfigError("dataset.split", f"{listed[0][1]} is {error.reason} ({error.detail})") from error
     else:
         parent = files.roots[0].parent
         beside = [*parent.glob("list_eval_partition.*"), *parent.glob("Eval/list_eval_partition.*")]
@@ -54,9 +59,9 @@ def _partition(files: Files) -> dict[str, str]:
             raise ConfigError(
                 "dataset.split", "needs list_eval_partition.txt in or beside dataset.path; or use dataset.split=all"
             )
-        text = beside[0].read_text(encoding="utf-8", errors="replace")
-    rows = (line.replace(",", " ").split() for line in text.splitlines())
-    return {row[0][:6]: row[1] for row in rows if len(row) == 2}
+        with reading(beside[0], "dataset.split"):
+            data = beside[0].read_bytes()
+    return dict(re.findall(r"(\d{6})\.\w+\W+([012])\b", as_text(data)))
 
 
 def _downloaded() -> Path:
@@ -67,19 +72,38 @@ def _downloaded() -> Path:
             "get img_align_celeba.zip from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html "
             "and give dataset.path=FILE (or pip install gdown to try the download)",
         )
+    return load_or_make(cache_dir() / "downloads" / "celeba", _complete, _from_google_drive)
+
+
+def _files() -> list[tuple[str, str, str]]:
+    """Identifier at Google Drive, MD5 and name of each file, as torchvision knows them."""
     from torchvision.datasets import CelebA
+
+    return [row for row in CelebA.file_list if row[2] in ("img_align_celeba.zip", "list_eval_partition.txt")]
+
+
+def _complete(folder: Path) -> Path:
+    """The folder; FileNotFoundError if a file is missing or damaged."""
+    from torchvision.datasets.utils import check_integrity
+
+    for _, md5, name in _files():
+        if not check_integrity(folder / name, md5):
+            raise FileNotFoundError(name)
+    return folder
+
+
+def _from_google_drive(folder: Path) -> Path:
     from torchvision.datasets.utils import download_file_from_google_drive
 
-    folder = cache_dir() / "downloads" / "celeba"
-    wanted = [row for row in CelebA.file_list if row[2] in ("img_align_celeba.zip", "list_eval_partition.txt")]
-    with locked(folder):
-        for identifier, md5, name in wanted:
-            try:
-                download_file_from_google_drive(identifier, str(folder), name, md5)
-            except Exception as error:  # gdown raises what its web page parsing meets
-                raise ConfigError(
-                    "dataset.path",
-                    f"{name} could not be downloaded (quota? {str(error).splitlines()[0]}); "
-                    "get it in a browser and give dataset.path=FILE",
-                ) from error
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    for identifier, md5, name in _files():
+        try:
+            download_file_from_google_drive(identifier, str(folder), name, md5)
+        except Exception as error:  # gdown raises what its web page parsing meets
+            raise ConfigError(
+                "dataset.path",
+                f"{name} could not be downloaded (quota? {first_line(error)}); "
+                "get it in a browser and give dataset.path=FILE",
+            ) from error
     return folder

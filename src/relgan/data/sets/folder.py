@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relgan.data.archives import image_files
+from relgan.data.archives import image_files, passed_over
 from relgan.data.sources import FolderSource
 from relgan.options import ConfigError
 from relgan.registry import DatasetCard, DatasetOptions, register_dataset
@@ -13,4 +13,7 @@ def folder(options: DatasetOptions) -> FolderSource:
     """Every image file below dataset.path."""
     if options.path is None:
         raise ConfigError("dataset.path", "name a directory or zip archive of images: dataset.path=PATH")
-    return FolderSource(*image_files(options.path), options.image_size, options.crop, labelled=options.labels)
+    files, entries = image_files(options.path)
+    source = FolderSource(files, entries, options.image_size, options.crop, labelled=options.labels)
+    source.facts = {"passed_over": passed_over(files)}
+    return source

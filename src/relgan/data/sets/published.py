@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relgan.data.archives import locate, looks_like_html
+from relgan.data.archives import Files, locate, looks_like_html, reading
 from relgan.data.download import download
 from relgan.data.sources import ArraySource, StackedOptions, StackedSource
-from relgan.options import ConfigError, RelganError
+from relgan.options import ConfigError, RelganError, first_line
 from relgan.registry import DatasetCard, DatasetOptions, register_dataset
 
 _CIFAR_MIRRORS = (
@@ -133,23 +133,28 @@ def _parts(options: DatasetOptions, train: _Files, test: _Files) -> _Files:
 
 def _in_folder(folder: Path, wanted: set[str]) -> dict[str, bytes]:
     """The wanted files, wherever they are below ``folder``."""
-    return {file.name: file.read_bytes() for file in folder.rglob("*") if file.name in wanted and file.is_file()}
+    if not folder.is_dir():
+        return {}
+    found = [folder / name for _, name in Files([folder]).entries]
+    with reading(folder):
+        return {file.name: file.read_bytes() for file in found if file.name in wanted}
 
 
 def _in_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
     """The wanted regular files of a tar archive, read as a stream; their place in it does not matter."""
     found = {}
-    try:
+    with reading(path):
         if looks_like_html(path):
             raise ConfigError("dataset.path", f"{path} is a web page, not an archive; download it again")
+    try:
         with tarfile.open(path) as archive:
             for member in archive:
                 name = Path(member.name).name
                 if name in wanted and member.isfile() and member.size <= _MAX_MEMBER_BYTES:
                     file = archive.extractfile(member)
                     found[name] = file.read() if file else b""
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")
+    except Exception as error:  # each decompressor has its own
+        reason = first_line(error).rstrip(":")
         raise ConfigError("dataset.path", f"{path} is not a complete tar archive ({reason})") from error
     return found
 

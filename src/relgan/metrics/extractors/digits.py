@@ -6,6 +6,7 @@ An image of C channels is C digits, one per channel: features are concatenated, 
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 
@@ -148,8 +149,10 @@ def _make() -> DigitNet:
 
 
 def _save(path: Path, network: DigitNet) -> None:
+    content = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
+    torch.save(network.state_dict(), content)
     with atomic_write(path) as file:
-        torch.save(network.state_dict(), file)
+        file.write(content.getvalue())
 
 
 def build(metrics: MetricsConfig, dataset: DatasetOptions, device: torch.device) -> Extractor:
