@@ -1,7 +1,8 @@
 """FID against torch-fidelity and torchmetrics: the same network, the same pictures, the same numbers, less time.
 
 ``python -m benchmarks.scores`` prints times, ratios and memory; ``--table`` prints every score of 500 + 500 pictures
-beside the other libraries'; ``--bf16`` shows how far bfloat16 moves the scores. The Inception weights are random
+beside the other libraries'; ``--rows`` prints seconds and memory of the scores that keep every row of features, beside
+prdc and torch-fidelity; ``--bf16`` shows how far bfloat16 moves the scores. The Inception weights are random
 (seeded): the arithmetic is that of the published ones, the numbers mean nothing outside of a comparison.
 
 The pictures are CIFAR-10's where RELGAN_TEST_DATA names a folder with its sample, else blobs of colour.
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,18 +27,26 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from prdc import compute_prdc
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
-from benchmarks.timing import Measured, Prepare, interleave, show
+from benchmarks.timing import Measured, Prepare, interleave, peak_memory, show
 from relgan.config import MetricsConfig
 from relgan.data.store import fixed_subset
 from relgan.metrics.evaluator import Evaluator
 from relgan.metrics.reference import Pictures
+from relgan.metrics.scores.copies import authenticity
 from relgan.metrics.scores.frechet import frechet_distance
 from relgan.metrics.scores.inception import ClassMarginals
-from relgan.metrics.statistics import FeatureMoments, factorise
+from relgan.metrics.scores.infinity import extrapolate
+from relgan.metrics.scores.kernel import kernel_distance
+from relgan.metrics.scores.manifold import Neighbourhoods
+from relgan.metrics.scores.vendi import vendi_score
+from relgan.metrics.statistics import FeatureMoments, RealStatistics, Reference, accumulate, factorise
 from relgan.registry import DATASETS
 from relgan.training.engine import has_bf16_units, keep_freed_memory
 
@@ -80,6 +91,8 @@ def random_inception(path: Path) -> Path:
 
 class InMemory(torch.utils.data.Dataset[Tensor]):
     """Pictures for torch-fidelity and torchmetrics, and as relgan's Images."""
+
+    labels = None
 
     def __init__(self, name: str, images: Tensor) -> None:
         self.images, self.fingerprint = images, name
@@ -230,6 +243,82 @@ def memory() -> None:
             print(f"peak memory after {start + 100:6,} images: {peak:.0f} MiB")
 
 
+def _manifold(generated: Tensor, real: Tensor) -> None:
+    moments = Reference(real[0], real[:1].T, len(real))  # which these scores do not look at
+    near, statistics = Neighbourhoods(generated), RealStatistics(moments, real)
+    for score in (near.precision, near.recall, near.density, near.coverage):
+        score(statistics, 5)
+
+
+def _prdc(generated: Tensor, real: Tensor) -> None:
+    compute_prdc(real.numpy(), generated.numpy(), nearest_k=5)
+
+
+def _fidelity_manifold(generated: Tensor, real: Tensor) -> None:
+    prc_features_to_metric(generated, real, prc_neighborhood=5, save_cpu_ram=True, verbose=False)
+
+
+def _fidelity_kernel(generated: Tensor, real: Tensor) -> None:
+    kid_features_to_metric(generated, real, kid_subsets=100, kid_subset_size=1000, verbose=False)
+
+
+def _gaussian(rows: Tensor) -> Reference:
+    return factorise(accumulate(FeatureMoments(rows.shape[1]), rows))
+
+
+def _extrapolated(generated: Tensor, real: Tensor) -> None:
+    reference = _gaussian(real)
+    moments = partial(FeatureMoments, generated.shape[1])
+    extrapolate(lambda chosen: frechet_distance(accumulate(moments(), generated[chosen]), reference), len(generated))
+
+
+def _vendi(generated: Tensor, real: Tensor) -> None:
+    mean, covariance, n = accumulate(FeatureMoments(generated.shape[1]), nn.functional.normalize(generated))
+    vendi_score(covariance * (n - 1) / n + torch.outer(mean, mean))
+
+
+ROW_SCORES: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "precision, recall, density, coverage: relgan": _manifold,
+    "precision, recall, density, coverage: prdc": _prdc,
+    "precision, recall: torch-fidelity": _fidelity_manifold,
+    "kid: relgan": partial(kernel_distance, subsets=100, subset_size=1000),
+    "kid: torch-fidelity": _fidelity_kernel,
+    "authenticity": authenticity,
+    "fid_infinity": _extrapolated,
+    "vendi": _vendi,
+}
+PRDC_BYTES = 16  # of each pair of rows: their distance in float64 and an index to sort it by
+
+
+def row_scores(counts: Sequence[int]) -> None:
+    """Markdown, for docs/scores.md; prdc is left out where it would not fit into memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    print("| score | rows on each side | processor seconds | peak memory |")
+    print("|---|---|---|---|")
+    for count, name in product(counts, ROW_SCORES):
+        if "prdc" in name and PRDC_BYTES * count**2 > memory:
+            continue
+        seconds, peak = _alone(name, count)
+        print(f"| {name} | {count:,} | {seconds:.1f} | {peak / 2**30:.1f} GiB |", flush=True)
+
+
+def _alone(name: str, count: int) -> tuple[float, float]:
+    """The cost in a process of its own, which starts no others: prdc would, and their cost would not be seen."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_cost, (name, count))
+
+
+def _cost(name: str, count: int) -> tuple[float, float]:
+    """Processor seconds and peak bytes of one thread; random features as wide as Inception's."""
+    rng = torch.Generator().manual_seed(0)
+    generated, real = torch.randn(count, 2048, generator=rng), torch.randn(count, 2048, generator=rng) + 3
+    before = time.process_time()
+    ROW_SCORES[name](generated, real)
+    return time.process_time() - before, peak_memory()
+
+
 def table(count: int, weights: Path) -> None:
     """Markdown, for docs/scores.md."""
     made, real = pictures(count)
@@ -264,9 +353,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500, help="pictures on each side")
     parser.add_argument("--rounds", type=int, default=2, help="repetitions of the whole FID")
     parser.add_argument("--table", action="store_true", help="print the scores beside the other libraries' and stop")
+    parser.add_argument("--rows", type=int, nargs="+", help="time the scores of so many random features and stop")
     parser.add_argument("--bf16", action="store_true", help="print how far bfloat16 moves the scores and stop")
     arguments = parser.parse_args()
     logging.getLogger("relgan").setLevel(logging.ERROR)
+    if arguments.rows:
+        row_scores(arguments.rows)
+        return
     with tempfile.TemporaryDirectory() as folder:
         weights = random_inception(Path(folder) / "inception-random.pth")
         if arguments.table:

@@ -90,6 +90,41 @@ register_score(
     facts=ScoreCard((Key("recall", "Recall", "max"),)),
 )
 register_score(
+    "density",
+    None,
+    "relgan.metrics.scores.manifold:Density",
+    about="how many real images a generated one lies near",
+    facts=ScoreCard((Key("density", "Density", "max"),)),
+)
+register_score(
+    "coverage",
+    None,
+    "relgan.metrics.scores.manifold:Coverage",
+    about="share of the real images that a generated one lies near",
+    facts=ScoreCard((Key("coverage", "Coverage", "max"),)),
+)
+register_score(
+    "fid_infinity",
+    None,
+    "relgan.metrics.scores.infinity:FrechetInfinity",
+    about="Fréchet distance extrapolated to infinitely many generated images",
+    facts=ScoreCard((Key("fid_infinity", "FID∞", "min", ("fd_infinity", "Fréchet distance∞")),)),
+)
+register_score(
+    "is_infinity",
+    None,
+    "relgan.metrics.scores.infinity:InceptionInfinity",
+    about="inception score extrapolated to infinitely many generated images",
+    facts=ScoreCard((Key("is_infinity", "IS∞", "max", ("score_infinity", "Classifier score∞")),)),
+)
+register_score(
+    "vendi",
+    None,
+    "relgan.metrics.scores.vendi:Vendi",
+    about="effective number of different generated images",
+    facts=ScoreCard((Key("vendi", "Vendi score", "max"),)),
+)
+register_score(
     "modes",
     None,
     "relgan.metrics.scores.modes:Modes",
@@ -127,9 +162,16 @@ register_score(
     facts=ScoreCard((Key("lpips_diversity", "LPIPS diversity", "max"),), family="lpips"),
 )
 register_score(
+    "authenticity",
+    None,
+    "relgan.metrics.scores.copies:Authenticity",
+    about="share of the generated images that are no near copies of training images",
+    facts=ScoreCard((Key("authenticity", "Authenticity", "max"),)),
+)
+register_score(
     "neighbours",
     None,
-    "relgan.metrics.scores.manifold:Neighbours",
+    "relgan.metrics.scores.copies:Neighbours",
     about="a picture: the training images nearest to generated ones",
     facts=ScoreCard(),
 )

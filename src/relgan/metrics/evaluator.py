@@ -21,10 +21,10 @@ from relgan.distributed import largest, rank, world_size
 from relgan.environment import versions
 from relgan.images import grid
 from relgan.metrics.catalogue import ScoreCard, card_of
-from relgan.metrics.extractors import Extractor, Extractors, home, own_options, own_values
+from relgan.metrics.extractors import Extractor, Extractors, home, own_options
 from relgan.metrics.reference import Images, StoreImages, real_statistics
 from relgan.metrics.scores import Batch, Score
-from relgan.metrics.scores.manifold import Neighbours
+from relgan.metrics.scores.copies import Neighbours
 from relgan.metrics.statistics import RealStatistics
 from relgan.networks.sampling import UNSCORABLE, draw_labels, sample_images
 from relgan.options import first_line
@@ -75,6 +75,11 @@ class Evaluator:
         built = [self._build(name) for name in config.scores if self._suits(card_of(name), dataset)]
         self.scores = [score for score in built if isinstance(score, Score)]
         self._neighbours = next((picture for picture in built if isinstance(picture, Neighbours)), None)
+        self._references: dict[int, RealStatistics] = {}
+        # For which numbers of real images every row of features is needed.
+        self._featured = {self._at_most(each.reference_images) for each in self.scores if each.needs_real == "features"}
+        if self._neighbours is not None:
+            self._featured.add(len(self.real))
         self._accumulators: dict[Score, Metric] = {}
         # For each network the scores that feed its accumulators: one of those that share an accumulator.
         self._feeding: dict[Extractor | None, list[Score]] = {}
@@ -98,22 +103,22 @@ class Evaluator:
                 self._feeding.setdefault(score.extractor, []).append(score)
             self._accumulators[score] = made[same]
 
-    @cached_property
-    def reference(self) -> RealStatistics | None:
-        """Statistics of the real images, computed or read from the cache at first use; None if no score compares."""
-        needs = {score.needs_real for score in self.scores}
-        if needs <= {None}:
-            return None
-        return self._statistics(self.config.reference_images, keep_features="features" in needs)
+    def reference(self, count: int | None) -> RealStatistics:
+        """Statistics of all real images, or of a fixed random ``count``: computed or read from the cache once."""
+        count = self._at_most(count)
+        if count not in self._references:
+            self._references[count] = real_statistics(
+                self.real,
+                self._extractors.chosen,
+                count=count,
+                keep_features=count in self._featured,
+                batch_size=self.config.batch_size,
+            )
+        return self._references[count]
 
-    def _statistics(self, count: int | None, *, keep_features: bool) -> RealStatistics:
-        return real_statistics(
-            self.real,
-            self._extractors.chosen,
-            count=count,
-            keep_features=keep_features,
-            batch_size=self.config.batch_size,
-        )
+    def _at_most(self, count: int | None) -> int:
+        """How many real images ``count`` means."""
+        return min(count or len(self.real), len(self.real))
 
     @cached_property
     def _accumulated_real(self) -> dict[Score, Any]:
@@ -122,7 +127,7 @@ class Evaluator:
 
     def _accumulate_real(self, score: Score) -> Any:
         accumulator = score.accumulator().to(home(self.device))
-        indices = fixed_subset(len(self.real), self.config.reference_images)
+        indices = fixed_subset(len(self.real), score.reference_images)
         labels = None if self.real.labels is None else torch.from_numpy(self.real.labels[indices])
         start = 0
         for images in self.real.batches(indices, self.config.batch_size):
@@ -183,8 +188,8 @@ class Evaluator:
         problem: Exception | None = None
         try:
             for score in self.scores:
-                if self.reference is not None:
-                    score.real = self.reference
+                if score.needs_real is not None:
+                    score.real = self.reference(score.reference_images)
                 if score.looks_at_real:
                     score.accumulated_real = self._accumulated_real[score]
                 self._accumulators[score].reset()
@@ -228,7 +233,8 @@ class Evaluator:
                 accumulated = self._accumulators[score].compute()
             values = {score.key(number): float(value) for number, value in score.compute(accumulated).items()}
         except Exception as error:
-            if not (isinstance(error, ValueError) or SCORES[name].foreign):
+            undefined = (ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+            if not (isinstance(error, undefined) or SCORES[name].foreign):
                 raise
             self._warn_once(f"{name}: {first_line(error)}")
             return {}
@@ -253,7 +259,7 @@ class Evaluator:
         if self._neighbours is None:
             return None
         images = next(self._sample(generator, count, 0, 1))
-        rows = self._neighbours.find(images, self._statistics(None, keep_features=True).features, k)
+        rows = self._neighbours.find(images, self.reference(None).features, k)
         real = torch.cat(list(self.real.batches(rows.flatten().cpu().numpy(), self.config.batch_size)))
         table = torch.cat([images.cpu()[:, None], real.unflatten(0, tuple(rows.shape))], dim=1)
         return grid(table.flatten(0, 1), columns=table.shape[1])
@@ -275,6 +281,6 @@ class Evaluator:
         }
         for score in self.scores:
             facts |= score.identity
-        if own := {score.options.name: values for score in self.scores if (values := own_values(score.options))}:
+        if own := {score.options.name: values for score in self.scores if (values := score.settings)}:
             facts["options"] = own
         return facts

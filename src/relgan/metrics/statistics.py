@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+from relgan.metrics import distances
+
+_PART = 4096  # rows that are float64 at a time
 
 
 class Gaussian(NamedTuple):
@@ -40,6 +44,13 @@ class RealStatistics:
 
     gaussian: Reference
     features: Tensor
+    _radii: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def radii(self, k: int) -> Tensor:
+        """:func:`relgan.metrics.distances.radii` of the features, found once."""
+        if k not in self._radii:
+            self._radii[k] = distances.radii(self.features, k=k)
+        return self._radii[k]
 
 
 def factorise(gaussian: Gaussian) -> Reference:
@@ -80,6 +91,14 @@ class FeatureMoments(Metric):
         mean = self.total / n
         covariance = (self.outer - n * torch.outer(mean, mean)) / max(1, n - 1)
         return Gaussian(mean, covariance if n > 1 else torch.zeros_like(covariance), n)
+
+
+def accumulate(accumulator: Metric, *columns: Tensor) -> Any:
+    """What an accumulator makes of rows that are all at hand here, shown to it a part at a time."""
+    accumulator.sync_on_compute = False
+    for parts in zip(*(column.split(_PART) for column in columns), strict=True):
+        accumulator.update(*parts)
+    return accumulator.compute()
 
 
 class FeatureBank(Metric):

@@ -81,7 +81,7 @@ class Extractor:
         Grey images are replicated to RGB where the network sees colour.
 
         Raises:
-            ValueError: other than uint8 images of one or ``channels`` channels.
+            ValueError: other than uint8 images of one or ``channels`` channels, or features that are not finite.
         """
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ValueError(
@@ -95,6 +95,8 @@ class Extractor:
         low = self.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext():
             features, logits = self.network(images.to(self.device))
+        if not bool(features.isfinite().all()):
+            raise ValueError(f"{self.name} computes features that are not finite")
         return features.float().to(self.home), logits.float().to(self.home)
 
 

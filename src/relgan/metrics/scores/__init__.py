@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from relgan.config import MetricsConfig
 from relgan.metrics.catalogue import full_key
-from relgan.metrics.extractors import Extractor, Extractors
+from relgan.metrics.extractors import Extractor, Extractors, own_values
 from relgan.metrics.statistics import FeatureBank, RealStatistics
 
 
@@ -58,6 +58,7 @@ class Score(ABC):
 
     Attributes:
         images: how many images it looks at; by default metrics.num_images.
+        reference_images: how many real ones it is compared with, None: all; by default metrics.reference_images.
         extractor: whose features and logits the batches hold; None: only images.
         needs_real: what is to be known of the real images' features; "features" keeps every row of them.
         real: that, there when :meth:`compute` is called.
@@ -76,6 +77,7 @@ class Score(ABC):
     def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
         self.options, self.metrics = options, metrics
         self.images = metrics.num_images
+        self.reference_images = metrics.reference_images
 
     @abstractmethod
     def accumulator(self) -> Metric:
@@ -99,6 +101,11 @@ class Score(ABC):
     def key(self, name: str) -> str:
         """The full key of a number."""
         return f"eval/{name}"
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """Options that its numbers depend on, its own by default; also a part of the protocol."""
+        return own_values(self.options)
 
     @property
     def identity(self) -> dict[str, object]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torchmetrics import Metric
 
 from relgan.config import MetricsConfig
 from relgan.metrics.extractors import Extractors
@@ -30,28 +31,33 @@ def frechet_distance(generated: Gaussian, reference: Reference) -> float:
 
 
 class Frechet(FeatureScore):
-    """Distance of two Gaussians with the moments of the generated and of the real images' features."""
+    """Distance of two Gaussians with the moments of the generated and of the real images' features.
+
+    Attributes:
+        enough: images for each feature; with no more than that, ``caution`` is said, once.
+    """
 
     needs_real = "moments"
+    enough: ClassVar[int] = 1
+    caution: ClassVar[str] = "is far too high in absolute terms; compare it only with others of the same counts"
 
     def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
         super().__init__(options, metrics, extractors)
         self._warned = False
 
-    def accumulator(self) -> FeatureMoments:
+    def accumulator(self) -> Metric:
         return FeatureMoments(self.extractor.num_features)
 
-    def update(self, accumulator: FeatureMoments, batch: Batch) -> None:
+    def update(self, accumulator: Any, batch: Batch) -> None:
         accumulator.update(batch.features)
 
-    def compute(self, accumulated: Gaussian) -> dict[str, float]:
-        fewest = min(accumulated.images, self.real.gaussian.images)
-        if fewest <= self.extractor.num_features and not self._warned:
-            self._warned = True
-            log.warning(
-                "the Fréchet distance of %d images in %d dimensions is far too high in absolute terms; "
-                "compare it only with others of the same counts",
-                fewest,
-                self.extractor.num_features,
-            )
+    def compute(self, accumulated: Any) -> dict[str, float]:
+        self.warn_of_few(accumulated.images)
         return {"fid": frechet_distance(accumulated, self.real.gaussian)}
+
+    def warn_of_few(self, images: int) -> None:
+        """Warn, once, if there are not enough generated or real images."""
+        fewest, features = min(images, self.real.gaussian.images), self.extractor.num_features
+        if fewest <= self.enough * features and not self._warned:
+            self._warned = True
+            log.warning("the Fréchet distance of %d images in %d dimensions %s", fewest, features, self.caution)

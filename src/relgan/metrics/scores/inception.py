@@ -74,13 +74,18 @@ class InceptionScore(FeatureScore):
     def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
         super().__init__(options, metrics, extractors)
         if not self.extractor.num_classes:
-            raise ConfigError("metrics.scores", f"is needs classes, and the extractor {self.extractor.name} has none")
+            wants = f"{options.name} needs classes"
+            raise ConfigError("metrics.scores", f"{wants}, and the extractor {self.extractor.name} has none")
 
-    def accumulator(self) -> ClassMarginals:
+    @property
+    def settings(self) -> dict[str, object]:
+        return {"splits": self.metrics.splits}
+
+    def accumulator(self) -> Metric:
         return ClassMarginals(self.extractor.num_classes, self.images, self.metrics.splits)
 
-    def update(self, accumulator: ClassMarginals, batch: Batch) -> None:
+    def update(self, accumulator: Any, batch: Batch) -> None:
         accumulator.update(batch.logits, batch.index)
 
-    def compute(self, accumulated: Estimate) -> dict[str, float]:
+    def compute(self, accumulated: Any) -> dict[str, float]:
         return {"is": accumulated.mean, "is_std": accumulated.std}

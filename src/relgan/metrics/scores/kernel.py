@@ -12,16 +12,24 @@ from relgan.metrics.statistics import Estimate
 SEED = 2020  # torch-fidelity's default: the same subsets, hence the same number
 
 
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """a bᵀ, float32 (m, m). Of a aᵀ, which is symmetric, NumPy computes one half."""
+    return torch.from_numpy(a.numpy() @ b.numpy().T) if a.device.type == "cpu" else a @ b.T
+
+
 def _mmd2(x: Tensor, y: Tensor) -> float:
     """Unbiased squared MMD with the kernel (x·y / F + 1)³, x and y float32 (m, F)."""
     m, dim = x.shape
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T).double().div_(dim).add_(1).pow_(3)
+        return _products(a, b).div_(dim).add_(1).pow_(3)
+
+    def total(kernels: Tensor) -> Tensor:
+        return kernels.sum(dtype=torch.float64)
 
     xx, yy = kernel(x, x), kernel(y, y)
-    within = xx.sum() - xx.trace() + yy.sum() - yy.trace()
-    return float(within / (m * (m - 1)) - 2 * kernel(x, y).sum() / (m * m))
+    within = total(xx) - total(xx.diagonal()) + total(yy) - total(yy.diagonal())
+    return float(within / (m * (m - 1)) - 2 * total(kernel(x, y)) / (m * m))
 
 
 def kernel_distance(generated: Tensor, reference: Tensor, *, subsets: int, subset_size: int) -> Estimate:
@@ -49,6 +57,10 @@ def kernel_distance(generated: Tensor, reference: Tensor, *, subsets: int, subse
 
 class Kernel(RowScore):
     """Squared maximum mean discrepancy of generated and real features, with its spread over subsets."""
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return {"subsets": self.metrics.kid_subsets, "subset_size": self.metrics.kid_subset_size}
 
     def compute(self, accumulated: Tensor) -> dict[str, float]:
         subsets, size = self.metrics.kid_subsets, self.metrics.kid_subset_size

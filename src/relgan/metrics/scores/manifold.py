@@ -1,69 +1,111 @@
-"""Precision, recall and nearest neighbours: who lies close to whom among the features."""
+"""Precision, recall, density and coverage: who lies in whose ball among the features.
+
+A ball around a row reaches to the k-th nearest other row of its set, and the balls of a set stand for its manifold.
+Precision and recall are those of Kynkäänniemi et al. 2019 (arXiv 1904.06991), density and coverage of Naeem et al.
+2020 (arXiv 2002.09797).
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from relgan.config import MetricsConfig
-from relgan.metrics.extractors import Extractors
+from relgan.metrics import distances
+from relgan.metrics.distances import Hits
 from relgan.metrics.scores import RowScore
+from relgan.metrics.statistics import FeatureBank, RealStatistics
 
 
-def share_inside(points: Tensor, others: Tensor, *, k: int, chunk: int = 1000) -> float:
-    """Share of points on the manifold of the others: inside the ball of one, which reaches to its k-th nearest other.
+class Neighbourhoods:
+    """Generated rows, float32 (N, F), and which real balls they lie in, found once for all scores."""
 
-    Of generated points and real others this is the improved precision, the other way round the improved recall
-    (Kynkäänniemi et al. 2019, arXiv 1904.06991). Distances are taken ``chunk`` rows at a time: memory is
-    chunk × N, never N × N.
+    def __init__(self, generated: Tensor) -> None:
+        self.generated = generated
+        self._hits: dict[int, Hits] = {}
 
-    Args:
-        points, others: float32 (N, F) and (M, F).
+    def in_real_balls(self, real: RealStatistics, k: int) -> Hits:
+        """Generated rows in the balls around real ones."""
+        if k not in self._hits:
+            self._hits[k] = distances.hits(self.generated, real.features, real.radii(k))
+        return self._hits[k]
 
-    Raises:
-        ValueError: N or M is not above k.
-    """
-    if min(len(points), len(others)) <= k:
-        raise ValueError(f"with k = {k}, needs more than {k} images on each side")
-    # k + 1: the nearest row is the row itself.
-    radii = torch.cat([torch.cdist(part, others).kthvalue(k + 1).values for part in others.split(chunk)])
-    inside = [(torch.cdist(part, others) <= radii).any(dim=1) for part in points.split(chunk)]
-    return float(torch.cat(inside).double().mean())
+    def precision(self, real: RealStatistics, k: int) -> float:
+        """Share of the generated rows in any real ball."""
+        return _mean(self.in_real_balls(real, k).balls > 0)
+
+    def recall(self, real: RealStatistics, k: int) -> float:
+        """Share of the real rows in any generated ball."""
+        reach = distances.radii(self.generated, k=k)
+        return _mean(distances.hits(real.features, self.generated, reach).balls > 0)
+
+    def density(self, real: RealStatistics, k: int) -> float:
+        """Mean number of real balls around a generated row, in units of k."""
+        return _mean(self.in_real_balls(real, k).balls) / k
+
+    def coverage(self, real: RealStatistics, k: int) -> float:
+        """Share of the real balls that hold a generated row."""
+        return _mean(self.in_real_balls(real, k).occupied)
 
 
-def nearest(queries: Tensor, reference: Tensor, *, k: int, chunk: int = 5000) -> Tensor:
-    """Indices (Q, k) of the k reference rows nearest to each query row, nearest first."""
-    distances = torch.cat([torch.cdist(queries, part) for part in reference.split(chunk)], dim=1)
-    return distances.topk(min(k, len(reference)), dim=1, largest=False).indices
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
 
 
-class Precision(RowScore):
+class NeighbourhoodBank(FeatureBank):
+    """Every feature row, as Neighbourhoods."""
+
+    def compute(self) -> Neighbourhoods:  # type: ignore[override]
+        return Neighbourhoods(super().compute())
+
+
+class ManifoldScore(RowScore):
+    """A score of balls: :meth:`compute` gets Neighbourhoods."""
+
+    shared = "neighbourhoods"
+
+    @property
+    def k(self) -> int:
+        """Rank of the neighbour that a ball reaches to."""
+        return self.metrics.neighbourhood
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return {"k": self.k}
+
+    def accumulator(self) -> NeighbourhoodBank:
+        return NeighbourhoodBank(self.extractor.num_features)
+
+
+class Precision(ManifoldScore):
     """Share of the generated images that look like real ones."""
 
-    def compute(self, accumulated: Tensor) -> dict[str, float]:
-        return {"precision": share_inside(accumulated, self.real.features, k=self.metrics.neighbourhood)}
+    def compute(self, accumulated: Neighbourhoods) -> dict[str, float]:
+        return {"precision": accumulated.precision(self.real, self.k)}
 
 
-class Recall(RowScore):
+class Recall(ManifoldScore):
     """Share of the real images that look like generated ones."""
 
-    def compute(self, accumulated: Tensor) -> dict[str, float]:
-        return {"recall": share_inside(self.real.features, accumulated, k=self.metrics.neighbourhood)}
+    def compute(self, accumulated: Neighbourhoods) -> dict[str, float]:
+        return {"recall": accumulated.recall(self.real, self.k)}
 
 
-class Neighbours:
-    """Not a score but a picture to spot memorising: generated images and the training images nearest to each."""
+class Density(ManifoldScore):
+    """How many real images a generated one lies near; 1 is what real images themselves have."""
 
-    def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
-        self.extractor = extractors.chosen
+    @property
+    def k(self) -> int:
+        return self.metrics.density_neighbourhood
 
-    def find(self, images: Tensor, real: Tensor, k: int) -> Tensor:
-        """Indices (n, k) of the real images nearest to each of ``images``.
+    def compute(self, accumulated: Neighbourhoods) -> dict[str, float]:
+        return {"density": accumulated.density(self.real, self.k)}
 
-        Args:
-            images: uint8 (n, C, H, W).
-            real: features of all training images, float32 (N, F).
-        """
-        return nearest(self.extractor(images)[0], real, k=k)
+
+class Coverage(ManifoldScore):
+    """Share of the real images that a generated one lies near."""
+
+    @property
+    def k(self) -> int:
+        return self.metrics.density_neighbourhood
+
+    def compute(self, accumulated: Neighbourhoods) -> dict[str, float]:
+        return {"coverage": accumulated.coverage(self.real, self.k)}

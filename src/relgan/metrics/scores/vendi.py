@@ -1,0 +1,36 @@
+"""Vendi score: how many different images a generator makes, without a look at real ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from relgan.metrics.scores import Batch, FeatureScore
+from relgan.metrics.statistics import FeatureMoments, Gaussian
+
+
+def vendi_score(similarity: Tensor) -> float:
+    """exp of the entropy of a similarity matrix's eigenvalues (Friedman & Dieng 2022, arXiv 2210.02410).
+
+    1 for images that are all alike, N for N images that have nothing in common.
+
+    Args:
+        similarity: X Xᵀ / N of N unit vectors, or Xᵀ X / N, which has the same eigenvalues but for zeros; float64.
+    """
+    values = torch.linalg.eigvalsh(similarity).clamp(min=0)
+    return float((-torch.xlogy(values, values).sum()).exp())
+
+
+class Vendi(FeatureScore):
+    """The effective number of different images by the cosines between their features."""
+
+    def accumulator(self) -> FeatureMoments:
+        return FeatureMoments(self.extractor.num_features)
+
+    def update(self, accumulator: FeatureMoments, batch: Batch) -> None:
+        accumulator.update(F.normalize(batch.features, dim=1))
+
+    def compute(self, accumulated: Gaussian) -> dict[str, float]:
+        mean, covariance, n = accumulated
+        return {"vendi": vendi_score(covariance * (n - 1) / n + torch.outer(mean, mean))}
