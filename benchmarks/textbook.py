@@ -103,7 +103,7 @@ class Textbook:
             return torch.autograd.grad(self.critic(x).sum(), x, create_graph=True)[0].flatten(1)
 
         if self.loss == "wgan_gp":
-            u = torch.rand(len(real), 1, 1, 1, device=self.device)
+            u = torch.rand(len(real), 1, 1, 1, device=self.device, dtype=real.dtype)
             return GP_WEIGHT * ((gradient(u * real + (1 - u) * fake).norm(dim=1) - 1) ** 2).mean()
         if self.loss == "rpgan_r1r2":
             norms = [gradient(x).square().sum(1).mean() for x in (real, fake)]

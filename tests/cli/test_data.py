@@ -101,11 +101,14 @@ def test_only_an_augmentation_that_is_asked_for_is_shown(  # type: ignore[no-unt
         assert relgan_data(*brings_ada, *words)[1].endswith(f"contact sheet: folder_32{suffix}.png\n")
 
 
-def test_list_names_every_dataset_and_its_terms(relgan_data) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_list_names_every_dataset_and_its_terms(relgan_data, columns, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("COLUMNS", columns)
     status, out, _ = relgan_data("list")
     assert status == 0
-    assert all(name in out for name in DATASETS)
-    assert "not commercial" in out
+    assert not [name for name in DATASETS if name not in out]
+    assert "…" not in out
+    assert "commercial" in out
 
 
 @pytest.mark.parametrize(

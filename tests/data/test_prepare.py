@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from relgan.data import pack, prepare
+from relgan.data import PackedStore, pack, prepare
 from relgan.data.pack import store_path
 from relgan.options import ConfigError, RelganError
 from relgan.registry import DatasetOptions
@@ -262,6 +262,15 @@ if __name__ == "__main__":
     pack._CHUNK_BYTES = 1
     pack.pack(Slow(), Path("made").absolute(), 4, None, {"name": "slow"}, False)
 """
+
+
+def test_a_script_needs_no_guard(tmp_path: Path) -> None:
+    """Or else the workers would run it again, and wait for workers of their own."""
+    (tmp_path / "slow_source.py").write_text(SLOW_SOURCE.replace("0.1", "0"))
+    (tmp_path / "bare.py").write_text(SLOW_SCRIPT.replace('if __name__ == "__main__":', "print('once')\nif True:"))
+    done = subprocess.run([sys.executable, "bare.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "once\n"), done.stderr
+    assert len(PackedStore.open(tmp_path / "made")) == 100
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:

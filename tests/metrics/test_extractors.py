@@ -170,6 +170,18 @@ def test_auto_takes_the_digit_judge_for_digits(one_digit: Extractor) -> None:
         ({"extractor": "inception"}, "cifar10", r"metrics\.weights: weights-inception-2015-12-05-6726825d\.pth.*https"),
         ({"extractor": "inception", "weights": "/nowhere.pth"}, "cifar10", r"metrics\.weights: /nowhere\.pth"),
         ({"extractor": "auto", "weights": "/nowhere.pth"}, "cifar10", r"metrics\.weights: /nowhere\.pth"),
+        (
+            {"extractor": "dinov2_s"},
+            "cifar10",
+            r"metrics\.weights: dinov2_vits14_pretrain\.pth could not.*https",
+        ),
+        (
+            {"extractor": "dinov2_l"},
+            "cifar10",
+            r"metrics\.weights: dinov2_vitl14_pretrain\.pth could not.*https",
+        ),
+        ({"extractor": "clip_b32"}, "cifar10", r"metrics\.weights: clip-vit-b-32-.*could not.*https"),
+        ({"extractor": "clip_b32", "weights": "/nowhere.pt"}, "cifar10", r"metrics\.weights: /nowhere\.pt"),
         ({"extractor": "digits"}, "cifar10", r"metrics\.extractor: digits judges only"),
     ],
 )
@@ -202,17 +214,27 @@ def test_a_protocol_gives_only_options_that_exist(name: str) -> None:
     assert written.get("name", "default") == name
 
 
+@pytest.mark.parametrize("extractor", ["inception", "dinov2_s", "clip_b32"])
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
-def test_damaged_weights_are_one_line(tmp_path: Path, content: bytes) -> None:
+def test_damaged_weights_are_one_line(tmp_path: Path, extractor: str, content: bytes) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match="damaged"):
-        chosen("folder", MetricsConfig(extractor="inception", weights=str(path)))
+        chosen("folder", MetricsConfig(extractor=extractor, weights=str(path)))
 
 
-def test_weights_of_another_network_are_refused(alexnet_weights: Path) -> None:
-    with pytest.raises(ConfigError, match="does not hold the Inception network"):
-        chosen("folder", MetricsConfig(extractor="inception", weights=str(alexnet_weights)))
+@pytest.mark.parametrize(
+    ("extractor", "message"),
+    [
+        ("inception", "does not hold the Inception network"),
+        ("dinov2_b", "does not hold dinov2_vitb14"),
+        ("clip_b32", "not the TorchScript file of CLIP"),
+    ],
+)
+def test_weights_of_another_network_are_refused(alexnet_weights: Path, extractor: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        chosen("folder", MetricsConfig(extractor=extractor, weights=str(alexnet_weights)))
+    assert "\n" not in str(caught.value)
 
 
 def test_unpublished_inception_weights_are_used_but_marked(
@@ -221,5 +243,5 @@ def test_unpublished_inception_weights_are_used_but_marked(
     config = MetricsConfig(extractor="inception", weights=str(inception_weights))
     extractor = chosen("folder", config)
     assert not extractor.weights_known
-    assert "not the published Inception weights" in caplog.text
+    assert "metrics.weights: this is not the published weights-inception" in caplog.text
     assert extractor.identity["input_size"] == 299

@@ -56,7 +56,7 @@ def _config(line: Line) -> Config:
 
 
 def _list() -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from relgan.cache import cache_dir
     from relgan.data import PackedStore
@@ -69,7 +69,8 @@ def _list() -> None:
         except RelganError as error:
             damaged.append(str(error))
     cached = {store.meta["name"] for store in stores}
-    table = Table("dataset", "what", "terms", "source", "how to get it", "cached")
+    wrapped = [Column(title, overflow="fold") for title in ("what", "terms", "source", "how to get it")]
+    table = Table(Column("dataset", no_wrap=True), *wrapped, Column("cached", no_wrap=True))
     for name, entry in DATASETS.items():
         cells = (name, entry.about, entry.facts.terms, entry.facts.size, entry.facts.get)
         table.add_row(*cells, "yes" if name in cached else "no")

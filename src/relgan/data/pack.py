@@ -8,13 +8,16 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -227,11 +230,23 @@ def _pickled(source: Source) -> tuple[bytes, str] | None:
 def _ordered(pool: ProcessPoolExecutor, pieces: Iterable[NDArray[np.int64]], ahead: int) -> Iterator[_Chunk]:
     waiting: deque[Future[_Chunk]] = deque()
     for piece in pieces:
-        waiting.append(pool.submit(_read_in_worker, piece))
+        with _nobodys_main():  # a task may start a process
+            waiting.append(pool.submit(_read_in_worker, piece))
         if len(waiting) > ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+@contextmanager
+def _nobodys_main() -> Iterator[None]:
+    """Spawned processes would run the user's script again, which may have no ``if __name__ == "__main__"``."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _read(source: Source, size: int, indices: NDArray[np.int64]) -> _Chunk:
