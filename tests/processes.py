@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -110,16 +111,26 @@ def ranks(world: int, target: Callable[..., None], *arguments: object) -> None:
     processes = [_context().Process(target=_rank, args=(target, rank, *arguments)) for rank in range(world)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(TIMEOUT)
-    assert [process.exitcode for process in processes] == [0] * world
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        assert [process.exitcode for process in processes] == [0] * world
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def _rank(target: Callable[..., None], rank: int, *arguments: object) -> None:
+    _use_one_thread()
+    target(rank, *arguments)
+
+
+def _use_one_thread() -> None:
+    """OMP_NUM_THREADS comes too late for a process in which torch is imported already."""
     import torch
 
     torch.set_num_threads(1)
-    target(rank, *arguments)
 
 
 def _context() -> multiprocessing.context.ForkServerContext:
@@ -154,6 +165,7 @@ def _child(
         own = (str(CHECKOUT), sysconfig.get_paths()["purelib"])
         sys.path[:] = ["", *path, *(place for place in sys.path if place not in own)]
         importlib.invalidate_caches()
+    _use_one_thread()
     sys.argv = ["-c", *arguments]
     main = sys.modules["__main__"] = ModuleType("__main__")
     try:

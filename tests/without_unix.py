@@ -23,10 +23,10 @@ NAMES = {
         pwrite register_at_fork sched_getaffinity sched_setaffinity sched_yield sendfile setgid setpgid setpriority
         setsid setuid statvfs sync sysconf tcgetpgrp uname wait wait3 wait4""",
     "signal": """SIGALRM SIGCHLD SIGCONT SIGHUP SIGIO SIGKILL SIGPIPE SIGQUIT SIGSTOP SIGTSTP SIGTTIN SIGTTOU SIGURG
-        SIGUSR1 SIGUSR2 SIGWINCH alarm getitimer pause pthread_kill pthread_sigmask setitimer siginterrupt sigpending
-        sigtimedwait sigwait""",
+        SIGUSR1 SIGUSR2 SIGWINCH SIG_BLOCK SIG_SETMASK SIG_UNBLOCK alarm getitimer pause pthread_kill pthread_sigmask
+        setitimer siginterrupt sigpending sigtimedwait sigwait""",
     "socket": "AF_UNIX",
-    "time": "tzset",
+    "time": "clock_getres clock_gettime clock_settime tzset",
 }
 MODULES = ("curses", "fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty")
 
@@ -48,8 +48,9 @@ def import_(name: str, globals: dict[str, Any] | None = None, *rest: Any, **name
     if str((globals or {}).get("__name__")).partition(".")[0] == "relgan":
         if name in MODULES:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        if name in TWINS:
-            return TWINS[name]
+        root, wanted = name.partition(".")[0], rest[1] if rest else ()
+        if root in TWINS and (name == root or not wanted):
+            return TWINS[root]
     return real_import(name, globals, *rest, **named)
 
 

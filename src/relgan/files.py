@@ -8,6 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from relgan.options import ConfigError
+
+
+@contextlib.contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Blame what the file system refuses inside the block on the option that names ``path``.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(option, f"{path} cannot be written: {error.strerror or error}") from error
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:

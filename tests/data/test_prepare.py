@@ -268,7 +268,10 @@ def test_a_script_needs_no_guard(tmp_path: Path) -> None:
     """Or else the workers would run it again, and wait for workers of their own."""
     (tmp_path / "slow_source.py").write_text(SLOW_SOURCE.replace("0.1", "0"))
     (tmp_path / "bare.py").write_text(SLOW_SCRIPT.replace('if __name__ == "__main__":', "print('once')\nif True:"))
-    done = subprocess.run([sys.executable, "bare.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "bare.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout) == (0, "once\n"), done.stderr
     assert len(PackedStore.open(tmp_path / "made")) == 100
 

@@ -47,6 +47,21 @@ def test_what_machines_repeat_does_not_cut_the_saving_short() -> None:
         assert signals.received == signal.SIGUSR1
 
 
+def test_a_repeated_signal_does_not_cut_the_cleaning_short() -> None:
+    cleaned = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            cleaned.append(True)
+
+    with pytest.raises(SystemExit, match="143"), leaving():
+        work()
+    assert cleaned
+
+
 @pytest.fixture
 def _nohup() -> Iterator[None]:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from relgan.cli.command import CommandOptions, Line, command
 from relgan.config import Config, option_names
-from relgan.options import RelganError, option, user_path
+from relgan.files import atomic_write, writing
+from relgan.options import ConfigError, RelganError, option, user_path
 from relgan.registry import DATASETS, DatasetOptions
 from relgan.tracking.console import console
 
@@ -97,6 +98,8 @@ def _show(config: Config, line: Line, chosen: str | None) -> None:
     from relgan.data import prepare
     from relgan.data.sheet import augmented_sheet, contact_sheet
 
+    if chosen and not chosen.lower().endswith(".png"):
+        raise ConfigError("out", f"{chosen} does not end in .png")
     store = prepare(config.dataset)
     name = config.augment.name
     # A data set may bring an augmentation along; its sheet shows the images that it holds.
@@ -105,7 +108,8 @@ def _show(config: Config, line: Line, chosen: str | None) -> None:
     else:
         sheet, suffix = augmented_sheet(store, name, build_augmentation(config.augment, store.channels)), f"_{name}"
     out = user_path(chosen or f"{store.meta['name']}_{store.image_size}{suffix}.png")
-    sheet.save(out)
+    with writing("out", out), atomic_write(out) as file:
+        sheet.save(file, "PNG")
     facts = {**store.meta, "path": str(store.path), "bytes": store.size_on_disk}
     print(json.dumps(facts, indent=2, ensure_ascii=False))
     print(f"contact sheet: {out}")

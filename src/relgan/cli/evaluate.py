@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relgan.cli.command import CommandOptions, Line, command
 from relgan.config import Config, option_names, overlay, resolve
+from relgan.files import writing
 from relgan.options import ConfigError, RelganError, option, user_path
 from relgan.registry import DATASETS, DatasetOptions
 from relgan.tracking.console import console
@@ -61,7 +62,8 @@ def evaluate(options: EvalOptions, line: Line) -> None:
     result = _score_run(options, line) if options.run else _score_pictures(options, line)
     _print_table(result)
     if out is not None:
-        out.write_text(json.dumps(result._asdict(), indent=2) + "\n", "utf-8")
+        with writing("out", out):
+            out.write_text(json.dumps(result._asdict(), indent=2) + "\n", "utf-8")
 
 
 def _score_run(options: EvalOptions, line: Line) -> Result:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from relgan.cli.command import CommandOptions, Line, command
 from relgan.environment import installed
-from relgan.files import atomic_write
+from relgan.files import atomic_write, writing
 from relgan.options import ConfigError, RelganError, first_line, option, user_path
 
 if TYPE_CHECKING:
@@ -186,10 +186,8 @@ def export(options: ExportOptions, line: Line) -> None:
     from relgan.generator import load
 
     trained = load(options.run, checkpoint=options.checkpoint, weights=options.weights)
-    try:
+    with writing("out", options.path):
         difference = write(trained, options.path, kind)
-    except OSError as error:
-        raise ConfigError("out", f"{options.path} cannot be written: {error.strerror or error}") from error
     print(f"{options.path}: largest difference from the network's own images {difference:.1g}")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relgan.cli.command import CommandOptions, Line, command
-from relgan.options import ConfigError, RelganError, option, user_path
+from relgan.files import writing
+from relgan.options import ConfigError, RelganError, first_line, option, user_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +105,16 @@ def _timelapse(options: SampleOptions) -> None:
     grids = sorted(RunDir(user_path(options.run)).samples.glob("step_*.png"))
     if not grids:
         raise ConfigError("run", f"{options.run} holds no samples/step_*.png")
-    save_gif((Image.open(path).convert("RGB") for path in grids), options.path, milliseconds=FRAME_MS["timelapse"])
+
+    def frames() -> Iterator[Image.Image]:
+        for path in grids:
+            try:
+                yield Image.open(path).convert("RGB")
+            except OSError as error:
+                raise RelganError(f"{path} is damaged: {first_line(error)}") from error
+
+    with writing("out", options.path):
+        save_gif(frames(), options.path, milliseconds=FRAME_MS["timelapse"])
 
 
 def _draw(options: SampleOptions) -> None:
@@ -114,12 +124,13 @@ def _draw(options: SampleOptions) -> None:
     trained = load(options.run, checkpoint=options.checkpoint, weights=options.weights, device=options.device)
     labels = [trained.class_number(each) for each in options.classes]
     try:
-        if options.interpolate:
-            _interpolate(options, trained, labels, options.interpolate)
-        elif options.path.suffix.lower() == ".png":
-            save_png(_picture(options, trained, labels), options.path)
-        else:
-            save_each(_batches(options, trained, labels), options.path)
+        with writing("out", options.path):
+            if options.interpolate:
+                _interpolate(options, trained, labels, options.interpolate)
+            elif options.path.suffix.lower() == ".png":
+                save_png(_picture(options, trained, labels), options.path)
+            else:
+                save_each(_batches(options, trained, labels), options.path)
     except ValueError as error:
         raise RelganError(f"{options.run}: {error}") from error
 

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from relgan.cli import workers
-from relgan.cli.command import again, fail, near
+from relgan.cli.command import EXIT_BAD_INPUT, again, fail, near
 from relgan.metrics.catalogue import card_of, direction
 from relgan.options import ConfigError, RelganError
 from relgan.registry import TrackerOptions
@@ -155,15 +155,20 @@ def reported() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if (sweep := SweepCallback.running) is not None:
-            sweep.report()
+        number = workers.asked_to_stop()
+        if (sweep := SweepCallback.running) is not None and sweep.report() and (number or _can_go_on(error)):
             # Unless a name gives it one, the sweep's directory is a new one each time.
             place = near(Path(sweep.config.hydra.sweep.dir).absolute(), Path.cwd())
             log.info("continue with: %s", again() if sweep.config.name else again(**{"hydra.sweep.dir": place}))
-        if number := workers.asked_to_stop():
+        if number:
             # Whatever was raised comes of it: a worker, for one, that the signal found before it could answer.
             raise SystemExit(128 + number) from error
         raise
+
+
+def _can_go_on(error: BaseException) -> bool:
+    """Whether the same line again would go on: not where it was refused, or met a bug."""
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code != EXIT_BAD_INPUT)
 
 
 def _jobs(sweep_dir: Path) -> list[RunDir]:

@@ -107,7 +107,7 @@ def _run_hydra() -> None:
                 # A sweep's worker process has not seen the command line.
                 load_plugins(node.plugins, _places(hydra_config))
                 return train(to_config(node, Path(hydra_config.runtime.cwd)), run_dir.path)
-            except (RelganError, OmegaConfBaseException):
+            except (RelganError, OmegaConfBaseException, KeyboardInterrupt, SystemExit):
                 # A sweep writes there what was refused.
                 if hydra_config.mode == RunMode.RUN:
                     run_dir.discard_unused()

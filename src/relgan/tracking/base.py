@@ -32,7 +32,7 @@ class Context:
         options: the resolved configuration.
         run_id: of the tracker's run that is continued.
         logged: the last step of each kind that the run to continue has sent; it is not to be sent again.
-        alone: whether the process trains nothing else: what the environment says of one run may be said of this one.
+        alone: whether it is no job of a sweep: what the environment says of one run may be said of this one.
     """
 
     run_dir: Path

@@ -27,8 +27,8 @@ log = logging.getLogger("relgan")
 # wandb waits about three times its init_timeout before it gives up: together under 20 seconds.
 INIT_TIMEOUT_S = 6.0
 FINISH_TIMEOUT_S = 60.0
-# What makes everything that a process sends one run.
-OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID")
+# What makes everything that a process sends one run, or look like one.
+OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_NAME")
 
 
 class WandbTracker(Tracker):

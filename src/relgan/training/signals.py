@@ -56,10 +56,14 @@ def leaving() -> Iterator[None]:
     """While entered, a signal that asks to stop raises SystemExit, so that nothing half-written is left behind."""
 
     def leave(number: int, frame: FrameType | None) -> None:
+        # Machines repeat signals, which would cut short what is cleaned up on the way out.
+        for each in repeated:
+            signal.signal(each, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
     # On Ctrl-C, Python raises KeyboardInterrupt by itself.
-    with answered_by(leave, *(number for number in SIGNALS if number != signal.SIGINT)):
+    repeated = [number for number in SIGNALS if number != signal.SIGINT]
+    with answered_by(leave, *repeated):
         yield
 
 
