@@ -118,6 +118,16 @@ def test_what_is_damaged_is_computed_again_and_kept(
     assert load(path) == "made"
 
 
+def test_a_reader_without_memory_harms_nothing(tmp_path: Path) -> None:
+    def greedy(path: Path) -> str:
+        raise MemoryError
+
+    save(tmp_path / "thing", "made")
+    with pytest.raises(MemoryError):
+        load_or_compute(tmp_path / "thing", greedy, lambda: "other", save)
+    assert load(tmp_path / "thing") == "made"
+
+
 def _file_above(path: Path) -> None:
     path.parent.parent.mkdir(parents=True)
     path.parent.write_bytes(b"")

@@ -118,6 +118,8 @@ def load_or_compute(
 def _loaded(path: Path, load: Callable[[Path], T]) -> T | None:
     try:
         return load(path)
+    except MemoryError:  # says nothing of the file
+        raise
     except Exception:  # readers of damaged files raise nearly anything
         return None
 

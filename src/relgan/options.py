@@ -200,7 +200,7 @@ def user_path(text: str | Path) -> Path:
 def is_there(text: str) -> bool:
     """Whether a text, which may be anything, is the path of a file or folder."""
     try:
-        return user_path(text).exists()
+        return bool(text) and user_path(text).exists()
     except (OSError, ValueError):  # too long, or no path at all
         return False
 

@@ -34,13 +34,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("relgan")
 
-# A continued run may go on longer, report more or less often, elsewhere and on another device; the images are
-# compared by their fingerprint.
+# A continued run may go on longer, report more or less often, elsewhere and on another device. Images are compared by
+# their fingerprint; the weights of extractors are told by their hash in the protocol of every score.
 MAY_DIFFER = (
     *("name", "device", "resume", "plugins", "fail_fast"),
     *("dataset.path", "dataset.url", "dataset.residence", "dataset.min_images"),
     *("train.iterations", "train.epochs", "train.log_every", "train.sample_every", "train.checkpoint_every"),
-    *("train.keep_checkpoints", "train.keep_best", "metrics.every", "tracker."),
+    *(
+        "train.keep_checkpoints",
+        "train.keep_best",
+        "metrics.every",
+        "metrics.weights",
+        "metrics.lpips_weights",
+        "tracker.",
+    ),
 )
 
 
@@ -154,6 +161,10 @@ def find(config: Config, directory: RunDir, words: Iterable[str]) -> Origin | No
 
 def _tell_what_was_found(config: Config, own: RunDir) -> None:
     """Why ``resume=auto`` starts anew: which run of this name is the newest, and what is different about it."""
+    from relgan.distributed import is_main
+
+    if not is_main():
+        return
     base, home = own.path.absolute().parent, home_of(config).parts
     run = next(_with_checkpoint(base), None) if base.parts[-len(home) :] == home else None
     if run is not None and (reason := _obstacle(run, config)):

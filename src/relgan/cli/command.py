@@ -21,8 +21,7 @@ from relgan.registry import GROUPS, load_plugins
 from relgan.streams import lossy
 from relgan.training.signals import leaving
 
-EXIT_BAD_INPUT, EXIT_FAILED = 2, 1
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+EXIT_BAD_INPUT = 2
 HELP, VERSION, CONFIG_DIR = ("-h", "--help"), "--version", ("--config-dir", "-cd")
 
 # Hydra's launchers and sweepers of others, and the extra that installs each.
@@ -67,7 +66,7 @@ class Line:
                 place = value if sign else next(given, "")
                 folder = user_path(place)
                 if not (place and folder.is_dir()):
-                    raise ConfigError(flag, f"{place or 'nothing'} is not a directory")
+                    raise ConfigError(flag, f"{place} is not a directory" if place else "needs a directory")
             else:
                 rest.append(word)
         return cls(rest, folder)
@@ -156,15 +155,19 @@ def guard() -> Iterator[None]:
     with lossy(), leaving():
         try:
             with user_errors():
+                _check_working_directory()
                 yield
         except RelganError as error:
             fail(str(error))
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            fail(str(error), EXIT_FAILED)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+
+
+def _check_working_directory() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise RelganError(f"the working directory cannot be read: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -221,7 +224,9 @@ def one_line(error: BaseException) -> str:
     if mine := next((cause for cause in causes if isinstance(cause, RelganError)), None):
         return str(mine)
     if word := next((cause.override for cause in causes if isinstance(cause, OverrideParseException)), None):
-        key, _, value = word.partition("=")
+        key, sign, value = word.partition("=")
+        if not sign:
+            return f"{word}: options are KEY=VALUE"
         return f"{word}: cannot be read; in quotes it can: {shlex.quote(f'{key}={in_quotes(value)}')}"
     texts = [str(cause) for cause in causes]
     text = "\n".join(texts)

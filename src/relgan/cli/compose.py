@@ -22,7 +22,7 @@ from relgan.cli.sweep import job_name, search_direction
 from relgan.cli.words import as_typed, in_quotes
 from relgan.config import Config, absolute_paths, check_name, home_of, metrics_class, resolve
 from relgan.options import HELP_WIDTH, ConfigError, RelganError, first_line, is_there, read, user_path
-from relgan.registry import DATASETS, GROUPS, Entry, load_plugins
+from relgan.registry import GROUPS, Entry, load_plugins
 from relgan.rundir import RunDir
 
 STARTED = "RELGAN_STARTED"
@@ -57,7 +57,7 @@ def open_line(line: Line, *, sweep: bool = False) -> list[str]:
         group, _, rest = word.lstrip("+").partition(".")
         if group in GROUPS and rest.startswith("name="):
             raise ConfigError(f"{group}.name", f"choose it with {group}={rest.partition('=')[2]}")
-        _refuse_path(word)
+        _refuse_path(word, line.config_dir)
     bases: dict[str, Any] = {group: registry.base() for group, registry in GROUPS.items()}
     ConfigStore.instance().store(name="relgan_schema", node=Config(**bases, metrics=metrics_class()()))
     for group in GROUPS:
@@ -71,10 +71,12 @@ def open_line(line: Line, *, sweep: bool = False) -> list[str]:
     return as_typed(line.words, sweep=sweep)
 
 
-def _refuse_path(word: str) -> None:
+def _refuse_path(word: str, config_dir: Path | None) -> None:
     """Say how a path is given where a data set's name was expected."""
     group, _, choice = word.partition("=")
-    if group == "dataset" and choice not in DATASETS and (choice.startswith(("/", "~", ".")) or is_there(choice)):
+    if group != "dataset" or choice in choices(config_dir)[group]:
+        return
+    if choice.startswith(("/", "~", ".")) or is_there(choice):
         line = shlex.join(["dataset=folder", f"dataset.path={choice}"])
         raise ConfigError(group, f"{choice} is a path; for a folder or archive of images give {line}")
 
@@ -154,7 +156,7 @@ def run_directory(config: Any, time: str) -> Path:
     """
     base = home_of(config)
     if config.resume not in (None, "auto") and config.name is None:
-        path = user_path(str(config.resume))
+        path = user_path(str(config.resume)).absolute()
         saved = RunDir(path if path.is_dir() else path.parent.parent).read_config()
         base = home_of(OmegaConf.create(saved)) if saved else base
     if config.resume == "auto":

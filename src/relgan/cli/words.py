@@ -45,6 +45,7 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
+    parser.allow_abbrev = False  # relgan's own flags are looked for by their whole names
     given, left = parser.parse_known_intermixed_args(arguments)
     words = sorted([*given.overrides, *left], key=arguments.index)
     words = [word.removeprefix("--") if "=" in word else word for word in words]
@@ -113,6 +114,8 @@ def _one(option: Option, text: str) -> str:
     """One value of the option."""
     if not option.is_list:
         return _quoted(text)
+    if text == "null" or text.startswith("${"):
+        return text
     return f"[{','.join(map(_quoted, split_list(text))) if option.type == list[str] else without_brackets(text)}]"
 
 

@@ -113,20 +113,21 @@ def _to_rgb(file: ImageFile.ImageFile) -> Image.Image:
     coded = str(file.tile)  # names the bits of a value where they are more than 8
     file.load()
     image: Image.Image = file
+    deep = ";16" in coded
     if image.mode.startswith("I"):
-        grey = (np.asarray(image) >> (4 if ";12" in coded else 8)).astype(np.uint8)
+        deep = ";12" not in coded
+        grey = (np.asarray(image) >> (8 if deep else 4)).astype(np.uint8)
         inverted = _tiff_tag(file, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO
         image = Image.fromarray(255 - grey if inverted else grey)
     elif image.mode == "La":
         image = image.convert("LA")
+    if deep and np.asarray(image.convert("RGB")).max() < _DARK:
+        raise Unusable("not supported", "16-bit values below a quarter of the range: perhaps of 14 bits or less")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         image = Image.new("RGBA", image.size, "white")
         image.alpha_composite(layered)
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    if ";16" in coded and np.asarray(image).max() < _DARK:
-        raise Unusable("not supported", "16-bit values below a quarter of the range: perhaps of 14 bits or less")
-    return image
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _refuse_unknown_values(image: ImageFile.ImageFile) -> None:
