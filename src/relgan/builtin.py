@@ -248,6 +248,14 @@ register_extractor(
     "efficientnet_lite0", Options, "relgan.metrics.extractors.efficientnet:build", about="weights from a package"
 )
 register_extractor("digits", Options, "relgan.metrics.extractors.digits:build", about="a classifier of digits")
+for _letter, _size in {"s": "small", "b": "base", "l": "large"}.items():
+    register_extractor(
+        f"dinov2_{_letter}",
+        Options,
+        f"relgan.metrics.extractors.dinov2:{_size}",
+        about=f"DINOv2 ViT-{_letter.upper()}/14, which learned without labels",
+    )
+register_extractor("clip_b32", Options, "relgan.metrics.extractors.clip:build", about="CLIP ViT-B/32's image half")
 
 
 @dataclass

@@ -104,7 +104,7 @@ class MetricsConfig:
     modes_images: int = option(10000, "generated images for mode coverage", ge=1)
     extractor: str = option("auto", "feature network of the scores", choices=lambda: ("auto", *EXTRACTORS.names()))
     input_size: int = option(96, "side in pixels of what efficientnet_lite0 sees, a multiple of 32", ge=32)
-    weights: str | None = option(None, "file with the Inception weights", path=True)
+    weights: str | None = option(None, "file with the weights of inception, dinov2_… or clip_b32", path=True)
     lpips_weights: str | None = option(None, "file with the AlexNet weights of LPIPS", path=True)
     generator: str = option("ema", "which weights are scored", choices=("ema", "raw"))
     generator_mode: str = option(

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from PIL import Image
 from relgan.cli import evaluate
 from relgan.cli.command import Line
 from relgan.cli.compose import compose
+from relgan.cli.evaluate import EvalOptions, Run, check_comparable
+from relgan.metrics import compare
+from relgan.options import ConfigError
 
 TINY = [
     "dataset.num_images=200",
@@ -100,6 +104,8 @@ def test_a_conditional_run_scored_again_is_asked_for_the_same_classes(
     assert list(saved["scores"]) == [f"eval/{key}" for key in keys]
     assert saved["scores"] == {key: during[key] for key in saved["scores"]}
     assert saved["scores"]["eval/label_agreement_real"] > 0.9
+    assert list(saved["by_class"]) == ["eval/label_agreement", "eval/label_agreement_real"]
+    assert set(saved["by_class"]["eval/label_agreement_real"]) <= set("0123456789")
 
 
 def test_metrics_can_be_changed_one_by_one_or_all_together(
@@ -117,6 +123,63 @@ def test_metrics_can_be_changed_one_by_one_or_all_together(
     assert saved["protocol"]["num_images"] == 500
     assert saved["protocol"]["seed"] == 9
     assert list(saved["scores"]) == ["eval/score_digits", "eval/score_digits_std"]
+
+
+@pytest.fixture
+def _few_exchanges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "EXCHANGES", 4)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.mark.usefixtures("_few_exchanges")
+def test_a_run_compared_with_another(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, alone = tmp_path / "scores.json", tmp_path / "alone.json"
+    start = run_dir / "checkpoints" / "best.pt"
+    call(monkeypatch, str(run_dir), f"against={start}", "checkpoint=last", f"out={out}")
+    shown = capsys.readouterr().out
+    assert "difference, 95 %" in shown
+    saved = json.loads(out.read_text())
+    call(monkeypatch, str(run_dir), "checkpoint=last", f"out={alone}")
+    numbers = json.loads(alone.read_text())["scores"]
+    keys = [key for key in numbers if not key.endswith("_std")]
+    assert list(saved["scores"]) == list(saved["comparison"]) == keys
+    assert saved["scores"] == {key: numbers[key] for key in keys}
+    assert saved["protocol"]["against"]["run"] == str(start)
+    for key, each in saved["comparison"].items():
+        (run, _, _), (against, _, _), (difference, low, high) = each["run"], each["against"], each["difference"]
+        assert run == numbers[key]
+        assert difference == run - against
+        assert (each["better"] is None) == (low <= 0 <= high)
+        assert f"{run:.4g}" in shown
+
+
+@pytest.mark.usefixtures("_few_exchanges")
+def test_a_run_and_itself_are_not_told_apart(
+    conditional_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, str(conditional_run), f"against={conditional_run}", "metrics.scores=[label_agreement]")
+    assert "not told apart" in capsys.readouterr().out
+
+
+def opened(path: Path) -> Run:
+    return Run.open(str(path), EvalOptions(checkpoint="last"), Line([]))
+
+
+def test_only_like_is_compared_with_like(run_dir: Path, conditional_run: Path) -> None:
+    run, other = opened(run_dir), opened(conditional_run)
+    few = replace(run.config, metrics=replace(run.config.metrics, num_images=39, every=7, scores=["kid"]))
+    with pytest.raises(ConfigError, match=r"against: metrics\.num_images is 39 in that run and 40 in the other"):
+        check_comparable(run, run._replace(config=few))
+    judged = replace(run.config, metrics=replace(run.config.metrics, extractor="inception"))
+    with pytest.raises(ConfigError, match=r"against: metrics\.extractor is inception in that run and auto"):
+        check_comparable(run, run._replace(config=judged))
+    same = replace(other.config, metrics=run.config.metrics)
+    with pytest.raises(ConfigError, match="against: that run saw other images"):
+        check_comparable(run, other._replace(config=same))
+    with pytest.raises(ConfigError, match="against: only one of the two runs is conditional"):
+        check_comparable(run, run._replace(trained=replace(run.trained, class_counts=[5, 5])))
 
 
 @pytest.fixture
@@ -167,6 +230,9 @@ def test_pictures_against_a_dataset(
     [
         (["images=x", "run=y"], "give either run="),
         (["metrics=quick"], "give either run="),
+        (["images=x", "against=y"], "against: compares two runs"),
+        (["run=RUN", "against=/nowhere"], "/nowhere"),
+        (["run=RUN", "against=RUN", "metrics.scores=[]"], "metrics.scores: names no score of features"),
         (["run=/nowhere"], "no such checkpoint"),
         (["run=/nowhere", "checkpoint=newest"], "checkpoint: 'newest' is not one of best, last"),
         (["images=/nowhere", "reference=/nowhere"], "images: /nowhere does not exist"),

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from relgan.config import MetricsConfig
 from relgan.data import PackedStore, prepare
 from relgan.metrics.evaluator import Evaluator
-from relgan.metrics.extractors import digits
+from relgan.metrics.extractors import Extractor, digits
+from relgan.metrics.scores import agreement
 from relgan.networks.sampling import draw_labels
-from relgan.registry import DatasetOptions
+from relgan.registry import DatasetOptions, register_extractor
 
 CPU = torch.device("cpu")
 DIGITS = DatasetOptions(name="digits", num_images=600, labels=True)
@@ -115,12 +116,80 @@ def test_labels_follow_the_position_in_the_stream() -> None:
     assert scores["eval/label_agreement"] == 1
 
 
-def test_it_is_left_out_where_nothing_is_asked_for_or_no_digits_are_shown() -> None:
+def test_it_is_left_out_where_nothing_is_asked_for() -> None:
     assert evaluator(DIGITS, []).scores == []
-    faces = DatasetOptions(name="celeba", labels=True)
-    config = MetricsConfig(scores=["label_agreement"])
-    real = prepare(DIGITS, progress=False)
-    assert Evaluator(config, faces, real, latent_dim=4, seed=3, device=CPU, class_counts=[1, 1]).scores == []
+
+
+def test_each_class_has_its_own_share() -> None:
+    class Wrong(Copying):
+        """Wrong about the class 3 only."""
+
+        def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+            return super().forward(z, torch.where(labels == 3, 8, labels))
+
+    judge = evaluator(DIGITS)
+    judge.evaluate(Wrong(DIGITS, 9.0))
+    assert list(judge.by_class) == KEYS
+    assert judge.by_class[KEYS[0]] == {label: float(label != 3) for label in range(10)}
+    assert all(share > 0.7 for share in judge.by_class[KEYS[1]].values())
+
+
+@pytest.fixture
+def pixels(_registries: None) -> None:
+    """An extractor that is no classifier: 64 pixels."""
+
+    class Small(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            features = nn.functional.avg_pool2d(images[:, :1].float(), 4).flatten(1)
+            return features, features[:, :0]
+
+    @register_extractor("pixels")
+    def build(metrics: MetricsConfig, dataset: DatasetOptions, device: torch.device) -> Extractor:
+        return Extractor(network=Small(), device=device, num_features=64)
+
+
+def probed(store: PackedStore, **options: Any) -> Evaluator:
+    """A judge of the digits that does not know what they are."""
+    config = MetricsConfig(**{"scores": ["label_agreement"], "extractor": "pixels", "num_images": 130, **options})
+    folder = DatasetOptions(name="folder", labels=True)
+    return Evaluator(config, folder, store, latent_dim=4, seed=3, device=CPU, class_counts=store.class_counts)
+
+
+@pytest.mark.usefixtures("pixels")
+def test_where_no_digits_are_shown_a_probe_judges() -> None:
+    judge = probed(prepare(DIGITS, progress=False))
+    right, wrong = (judge.evaluate(Copying(DIGITS, limit)) for limit in (9.0, -9.0))
+    assert list(right) == [f"{key}_pixels" for key in KEYS] == list(judge.by_class)
+    assert right[f"{KEYS[0]}_pixels"] > 0.9
+    assert wrong[f"{KEYS[0]}_pixels"] < 0.2
+    assert 0.8 < right[f"{KEYS[1]}_pixels"] == wrong[f"{KEYS[1]}_pixels"] < 1
+    assert judge.protocol["label_agreement_extractor"] == "pixels"
+
+
+@pytest.mark.usefixtures("pixels")
+def test_a_probe_is_asked_about_images_it_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels by chance cannot be known, and one that is free enough knows 130 images by heart."""
+    monkeypatch.setattr(agreement, "STRENGTH", 1e3)
+    store = prepare(DIGITS, progress=False)
+    store.labels = np.random.default_rng(0).permutation(store.labels)
+    scores = probed(store, reference_images=130).evaluate(Copying(DIGITS, 9.0))
+    assert scores[f"{KEYS[1]}_pixels"] < 0.35
+
+
+@pytest.mark.usefixtures("pixels")
+@pytest.mark.parametrize(("count", "labels"), [(4, None), (100, 7)])
+def test_a_probe_that_cannot_be_fitted_costs_one_warning(
+    count: int, labels: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = prepare(DIGITS, progress=False)
+    if labels is not None:
+        store.labels = np.full_like(store.labels, labels)
+    judge = probed(store, scores=["fid", "label_agreement"], reference_images=count)
+    caplog.clear()
+    generator = Copying(DIGITS, 9.0)
+    generator.images = dict.fromkeys(range(10), generator.images[0])
+    assert list(judge.evaluate(generator)) == ["eval/fd_pixels"]
+    assert caplog.text.count("label_agreement: a probe needs") == 1
 
 
 def test_the_protocol_names_the_judge() -> None:

@@ -36,6 +36,9 @@ from relgan.registry import EXTRACTORS, SCORES
         ("eval/lpips_diversity_se", None),
         ("eval/label_agreement", "max"),
         ("eval/label_agreement_real", None),
+        ("eval/label_agreement_inception", "max"),
+        ("eval/label_agreement_real_dinov2_s", None),
+        ("eval/modes_inception", None),
         ("eval/kid_std", None),
         ("eval/seconds", None),
         ("train/loss_d", None),
@@ -61,6 +64,7 @@ def test_direction(key: str, expected: str | None) -> None:
         ("eval/lpips_diversity_se", "LPIPS diversity, standard error"),
         ("eval/recall_digits", "Recall (digits)"),
         ("eval/label_agreement_real", "Label agreement of real images"),
+        ("eval/label_agreement_real_clip_b32", "Label agreement of real images (clip_b32)"),
         ("eval/unheard_of", "unheard of"),
     ],
 )
@@ -75,6 +79,7 @@ def test_the_family_tells_what_a_score_depends_on() -> None:
         "eval/mode_kl": "modes",
         "eval/lpips_diversity_se": "lpips",
         "eval/label_agreement_real": "label_agreement",
+        "eval/label_agreement_inception": "label_agreement",
         "eval/unheard_of": "features",
     }
     assert {key: family(key) for key in families} == families
@@ -90,10 +95,16 @@ def test_only_the_literatures_network_uses_its_names() -> None:
     assert [full_key(name, "mine") for name in names] == [f"eval/{name}" for name in other]
 
 
+def test_an_extractor_stands_in_the_key_of_an_agreement_unless_it_is_the_digit_classifier() -> None:
+    assert full_key("label_agreement_real", "digits") == "eval/label_agreement_real"
+    assert full_key("label_agreement", "inception") == "eval/label_agreement_inception"
+    assert {"eval/label_agreement", "eval/label_agreement_clip_b32"} <= set(spellings("label_agreement"))
+
+
 def test_every_score_can_be_ranked_with_every_extractor() -> None:
     for score in set(SCORES) - {"neighbours"}:
         keys = spellings(score)
-        assert len(keys) % len(EXTRACTORS) == 0 or score in ("modes", "label_agreement", "lpips_diversity")
+        assert len(keys) % len(EXTRACTORS) == 0 or score in ("modes", "lpips_diversity")
         assert keys
         assert all(direction(key) is not None for key in keys)
     assert spellings("neighbours") == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,13 @@ from torch.nn import functional as F
 from in_memory import InMemory, pictures
 from relgan.config import MetricsConfig
 from relgan.metrics.evaluator import Evaluator
-from relgan.metrics.extractors import Extractor, Extractors
+from relgan.metrics.extractors import Extractor, Extractors, dinov2
 from relgan.options import ConfigError
 from relgan.registry import EXTRACTORS, DatasetOptions
 
 CPU = torch.device("cpu")
-DEPTH, WIDTH, HEADS = 12, 384, 6
+DEPTH, WIDTH, HEADS = 2, 64, 2
+SMALL = dinov2.Size("s", width=WIDTH, depth=DEPTH, heads=HEADS, sha256="f00d")
 
 
 class Block(nn.Module):
@@ -42,7 +45,7 @@ class Block(nn.Module):
 
 
 class Published(nn.Module):
-    """DINOv2 ViT-S/14 under the authors' names; positions are interpolated in every forward pass."""
+    """A small DINOv2 under the authors' names; positions are interpolated in every forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,17 +69,22 @@ class Published(nn.Module):
         return self.norm(x)[:, 0]
 
 
+@pytest.fixture
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dinov2, "small", partial(dinov2.build, SMALL))
+
+
 @pytest.fixture(scope="module")
-def dinov2() -> Published:
+def published() -> Published:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Published().eval()
 
 
 @pytest.fixture(scope="module")
-def dinov2_weights(dinov2: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "dinov2_vits14_pretrain.pth"
-    torch.save(dinov2.state_dict(), path)
+def dinov2_weights(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "dinov2.pth"
+    torch.save(published.state_dict(), path)
     return path
 
 
@@ -95,7 +103,7 @@ def clip_file(path: Path, patch: int) -> Path:
         # The published numbers are half precision ones.
         whole.half().float()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
+        warnings.simplefilter("ignore")
         torch.jit.trace(whole.eval(), torch.zeros(1, 3, 96, 96)).save(str(path))
     return path
 
@@ -109,19 +117,26 @@ def extractor(name: str, weights: Path) -> Extractor:
     return Extractors(MetricsConfig(extractor=name, weights=str(weights)), DatasetOptions(name="folder"), CPU).chosen
 
 
-def distance(name: str, weights: Path, made: Tensor, real: Tensor) -> dict[str, float]:
-    config = MetricsConfig(scores=["fid", "precision"], extractor=name, weights=str(weights), num_images=len(made))
-    folder = DatasetOptions(name="folder")
-    judge = Evaluator(config, folder, InMemory(real), latent_dim=0, seed=0, device=CPU)
-    return judge.score([(0, made)])
+MADE, REAL = pictures(12, 1), pictures(11, 2)
 
 
-def fidelity(name: str, made: Tensor, real: Tensor, **options: str) -> dict[str, float]:
+def check(name: str, weights: Path, theirs: dict[str, float]) -> None:
+    """Our scores are theirs, under our names, and the comparison is not trivial."""
+    config = MetricsConfig(scores=["fid", "precision"], extractor=name, weights=str(weights), num_images=len(MADE))
+    judge = Evaluator(config, DatasetOptions(name="folder"), InMemory(REAL), latent_dim=0, seed=0, device=CPU)
+    scores = judge.score([(0, MADE)])
+    assert list(scores) == [f"eval/fd_{name}", f"eval/precision_{name}"]
+    assert scores[f"eval/fd_{name}"] > 1e-3
+    assert scores[f"eval/fd_{name}"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert 0 < scores[f"eval/precision_{name}"] == pytest.approx(theirs["precision"], rel=1e-6)
+
+
+def fidelity(name: str, **options: str) -> dict[str, float]:
     from torch_fidelity import calculate_metrics
 
     scores: dict[str, float] = calculate_metrics(
-        input1=InMemory(made),
-        input2=InMemory(real),
+        input1=InMemory(MADE),
+        input2=InMemory(REAL),
         feature_extractor=name,
         fid=True,
         prc=True,
@@ -135,28 +150,21 @@ def fidelity(name: str, made: Tensor, real: Tensor, **options: str) -> dict[str,
     return scores
 
 
-@pytest.mark.usefixtures("cache")
-def test_dinov2_equals_torch_fidelity(dinov2: Published, dinov2_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "load", lambda repository, name: {"dinov2_vits14": dinov2}[name])
-    made, real = pictures(6, 1), pictures(5, 2)
-    ours, theirs = distance("dinov2_s", dinov2_weights, made, real), fidelity("dinov2-vit-s-14", made, real)
-    assert list(ours) == ["eval/fd_dinov2_s", "eval/precision_dinov2_s"]
-    assert ours["eval/fd_dinov2_s"] > 0.1
-    assert ours["eval/fd_dinov2_s"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    assert ours["eval/precision_dinov2_s"] == theirs["precision"]
+@pytest.mark.usefixtures("cache", "_small")
+def test_dinov2_equals_torch_fidelity(
+    published: Published, dinov2_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "load", lambda repository, name: {"dinov2_vits14": published}[name])
+    check("dinov2_s", dinov2_weights, fidelity("dinov2-vit-s-14"))
 
 
 @pytest.mark.usefixtures("cache")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_clip_equals_torch_fidelity(clip_weights: Path) -> None:
-    made, real = pictures(12, 1), pictures(11, 2)
-    ours = distance("clip_b32", clip_weights, made, real)
-    theirs = fidelity("clip-vit-b-32", made, real, feature_extractor_weights_path=str(clip_weights))
-    assert list(ours) == ["eval/fd_clip_b32", "eval/precision_clip_b32"]
-    assert ours["eval/fd_clip_b32"] > 1e-3
-    assert ours["eval/fd_clip_b32"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    assert ours["eval/precision_clip_b32"] == theirs["precision"]
+    check("clip_b32", clip_weights, fidelity("clip-vit-b-32", feature_extractor_weights_path=str(clip_weights)))
 
 
+@pytest.mark.usefixtures("_small")
 def test_the_protocol_knows_the_file(
     dinov2_weights: Path, clip_weights: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -178,12 +186,27 @@ def test_a_network_without_classes_has_no_inception_score(clip_weights: Path) ->
         Evaluator(config, folder, InMemory(pictures(4, 1)), latent_dim=0, seed=0, device=CPU)
 
 
-def test_another_size_of_the_same_network_is_refused(dinov2_weights: Path, tmp_path: Path) -> None:
-    for name in ("dinov2_b", "dinov2_l"):
-        with pytest.raises(ConfigError, match=f"does not hold dinov2_vit{name[-1]}14"):
-            extractor(name, dinov2_weights)
+@pytest.mark.usefixtures("_small")
+def test_another_size_of_the_same_network_is_refused(
+    dinov2_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dinov2, "base", partial(dinov2.build, replace(SMALL, letter="b", width=128)))
+    with pytest.raises(ConfigError, match="does not hold dinov2_vitb14"):
+        extractor("dinov2_b", dinov2_weights)
     with pytest.raises(ConfigError, match="another CLIP network than ViT-B/32"):
         extractor("clip_b32", clip_file(tmp_path / "clip.pt", 16))
+
+
+@pytest.mark.parametrize(("name", "millions"), [("small", 22), ("base", 86), ("large", 304)])
+def test_the_published_sizes(name: str, millions: int) -> None:
+    """By the number of parameters that the authors give."""
+    size = getattr(dinov2, name).args[0]
+    with torch.device("meta"):
+        block = nn.TransformerEncoderLayer(size.width, size.heads, 4 * size.width)
+        patches = nn.Conv2d(3, size.width, 14)
+    count = sum(p.numel() for p in patches.parameters()) + size.depth * sum(p.numel() for p in block.parameters())
+    assert (count + 37 * 37 * size.width) / 1e6 == pytest.approx(millions, abs=1)
+    assert size.width == 64 * size.heads
 
 
 def test_each_has_a_name_and_a_line_of_its_own() -> None:

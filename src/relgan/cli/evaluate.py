@@ -1,11 +1,13 @@
-"""relgan-eval: score a checkpoint again, or any folder or archive of pictures."""
+"""relgan-eval: score a checkpoint again, compare two runs, or score any folder or archive of pictures."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relgan.cli.command import CommandOptions, Line, command
@@ -16,15 +18,25 @@ from relgan.registry import DATASETS, DatasetOptions
 from relgan.tracking.console import console
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from relgan.data import PackedStore
+    from relgan.generator import TrainedGenerator
+    from relgan.metrics.compare import Comparison
+    from relgan.metrics.evaluator import Evaluator
     from relgan.metrics.reference import Images, Pictures
 
 USAGE = """relgan-eval RUN [checkpoint=best|last] [metrics=…] [out=FILE.json]
+relgan-eval RUN against=RUN [checkpoint=best|last] [metrics=…] [out=FILE.json]
 relgan-eval images=FOLDER_OR_ZIP reference=FOLDER_OR_ZIP_OR_DATASET [metrics=…] [out=FILE.json]
 
-A run is scored as in training unless metrics say otherwise; pictures of any size are scored at that size.
+A run is scored as in training unless metrics say otherwise; against another run, with the same latents and real
+images, and an interval for each difference. Pictures of any size are scored at that size.
 Also accepted: metrics=default|quick|paper_cifar10, seed, device, dataset.path.
 """
 _RUN_MAY_CHANGE = ("metrics", "device", "seed", "dataset.path", "plugins")
+# Options of metrics in which two runs may differ that are compared: they change no number.
+_MAY_DIFFER = ("name", "scores", "every", "objective", "weights", "lpips_weights")
 
 log = logging.getLogger("relgan")
 
@@ -35,16 +47,31 @@ class EvalOptions(CommandOptions):
     checkpoint: str | None = option(
         None, "of a run directory: best, last, or another in checkpoints/; null: best, or last of a run without scores"
     )
+    against: str | None = option(None, "another run directory or checkpoint, which the run is compared with")
     images: str | None = option(None, "instead of a run: pictures to score")
     reference: str | None = option(None, "what pictures are compared with: other pictures, or a data set by name")
-    out: str | None = option(None, 'FILE.json: also write {"scores": …, "protocol": …}')
+    out: str | None = option(
+        None, 'FILE.json: also write {"scores": …, "protocol": …}, and what a comparison or classes add'
+    )
 
 
-class Result(NamedTuple):
-    """What ``out=FILE.json`` holds."""
+@dataclass(frozen=True)
+class Result:
+    """What ``out=FILE.json`` holds, but for what is empty.
+
+    Attributes:
+        by_class: of numbers that are shares of the images, the same for each class by its name.
+        comparison: with another run.
+    """
 
     scores: dict[str, float]
     protocol: dict[str, Any]
+    by_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    comparison: dict[str, Comparison] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        content = dataclasses.asdict(self)
+        return json.dumps({name: value for name, value in content.items() if value or name == "scores"}, indent=2)
 
 
 def main() -> None:
@@ -59,43 +86,112 @@ def evaluate(options: EvalOptions, line: Line) -> None:
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError("out", f"{out.parent} is not a directory")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    result = _score_run(options, line) if options.run else _score_pictures(options, line)
+    if options.against is not None:
+        result = _compare_runs(options, line)
+    else:
+        result = _score_run(options, line) if options.run else _score_pictures(options, line)
     _print_table(result)
     if out is not None:
         with writing("out", out):
-            out.write_text(json.dumps(result._asdict(), indent=2) + "\n", "utf-8")
+            out.write_text(result.as_json() + "\n", "utf-8")
+
+
+class Run(NamedTuple):
+    """A trained generator, and what it is scored with."""
+
+    config: Config
+    trained: TrainedGenerator
+    store: PackedStore
+
+    @classmethod
+    def open(cls, run: str, options: EvalOptions, line: Line) -> Run:
+        """With the run's own configuration, but for what the line names."""
+        from relgan.cli.compose import compose
+        from relgan.data import prepare
+        from relgan.generator import from_checkpoint, read_checkpoint
+        from relgan.rundir import RunDir
+        from relgan.training.engine import prepare_device
+
+        for name in option_names(line.words):
+            if not any(name == known or name.startswith(f"{known}.") for known in _RUN_MAY_CHANGE):
+                raise ConfigError(name, f"with run=, only {', '.join(_RUN_MAY_CHANGE)} can be given")
+        composed = compose(line)
+        scored = RunDir(user_path(run)).best.exists()
+        saved = read_checkpoint(run, options.checkpoint or ("best" if scored else "last"))
+        config = overlay(resolve(saved["config"]), composed, line.words)
+        device = prepare_device(config.device)
+        store = prepare(config.dataset)
+        return cls(config, from_checkpoint(saved, weights=config.metrics.generator, device=device), store)
+
+    def evaluator(self) -> Evaluator:
+        from relgan.metrics.evaluator import Evaluator
+        from relgan.training.engine import prepare_device
+
+        return Evaluator(
+            self.config.metrics,
+            self.config.dataset,
+            self.store,
+            latent_dim=self.trained.latent_dim,
+            seed=self.config.seed,
+            device=prepare_device(self.config.device),
+            class_counts=self.trained.class_counts,
+        )
 
 
 def _score_run(options: EvalOptions, line: Line) -> Result:
-    """With the run's own configuration the numbers are those of training."""
-    from relgan.cli.compose import compose
-    from relgan.data import prepare
-    from relgan.generator import from_checkpoint, read_checkpoint
-    from relgan.metrics.evaluator import Evaluator
-    from relgan.rundir import RunDir
-    from relgan.training.engine import prepare_device
+    """The numbers are those of training."""
+    run = Run.open(options.run, options, line)
+    evaluator = run.evaluator()
+    with _one_line():
+        scores = evaluator.evaluate(run.trained.module)
+    classes = run.trained.classes
+    by_class = {
+        key: {classes[label]: value for label, value in values.items()} for key, values in evaluator.by_class.items()
+    }
+    return Result(scores, {**evaluator.protocol, "step": run.trained.step}, by_class)
 
-    for name in option_names(line.words):
-        if not any(name == known or name.startswith(f"{known}.") for known in _RUN_MAY_CHANGE):
-            raise ConfigError(name, f"with run=, only {', '.join(_RUN_MAY_CHANGE)} can be given")
-    composed = compose(line)
-    scored = RunDir(user_path(options.run)).best.exists()
-    saved = read_checkpoint(options.run, options.checkpoint or ("best" if scored else "last"))
-    config = overlay(resolve(saved["config"]), composed, line.words)
-    device = prepare_device(config.device)
-    store = prepare(config.dataset)
-    trained = from_checkpoint(saved, weights=config.metrics.generator, device=device)
-    evaluator = Evaluator(
-        config.metrics,
-        config.dataset,
-        store,
-        latent_dim=trained.latent_dim,
-        seed=config.seed,
-        device=device,
-        class_counts=trained.class_counts,
-    )
+
+def _compare_runs(options: EvalOptions, line: Line) -> Result:
+    """Two runs, with the latents and metrics of the first."""
+    from relgan.cache import progress_bar
+    from relgan.metrics.compare import EXCHANGES, compare, sample
+
+    if not (options.run and options.against):
+        raise ConfigError("against", "compares two runs: give run=RUN_DIRECTORY, too")
+    run, against = (Run.open(path, options, line) for path in (options.run, options.against))
+    check_comparable(run, against)
+    evaluator = run.evaluator()
+    if all(score.extractor is None for score in evaluator.scores):
+        raise ConfigError("metrics.scores", "names no score of features, which a comparison is made of")
+    with _one_line():
+        ours, theirs = (sample(evaluator, each.trained.module, each.trained.latent_dim) for each in (run, against))
+    with progress_bar(3 * EXCHANGES, "comparing") as advance:
+        comparison = compare(evaluator, ours, theirs, advance)
+    step, other = run.trained.step, {"run": options.against, "step": against.trained.step}
+    protocol = {**evaluator.protocol, "step": step, "against": other}
+    return Result({key: each.run.value for key, each in comparison.items()}, protocol, comparison=comparison)
+
+
+def check_comparable(run: Run, against: Run) -> None:
+    """ConfigError unless both have the same real images, classes and metrics."""
+    ours, theirs = vars(run.config.metrics), vars(against.config.metrics)
+    for name in (ours.keys() | theirs.keys()) - {*_MAY_DIFFER}:
+        here, there = ours.get(name), theirs.get(name)
+        if here != there:
+            advice = f"give metrics.{name} for both on the command line"
+            raise ConfigError("against", f"metrics.{name} is {there} in that run and {here} in the other; {advice}")
+    if run.store.fingerprint != against.store.fingerprint:
+        here, there = (f"{each.config.dataset.name} at {each.config.dataset.image_size}" for each in (run, against))
+        raise ConfigError("against", f"that run saw other images ({there}, not {here} as they are here)")
+    if list(run.trained.class_counts) != list(against.trained.class_counts):
+        raise ConfigError("against", "only one of the two runs is conditional")
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Images that cannot be scored are no bug."""
     try:
-        return Result(evaluator.evaluate(trained.module), {**evaluator.protocol, "step": trained.step})
+        yield
     except ValueError as error:
         raise RelganError(str(error)) from error
 
@@ -148,13 +244,8 @@ def _score(pictures: Pictures, real: Images, config: Config, kind: DatasetOption
 
 
 def _print_table(result: Result) -> None:
-    from rich.table import Table
-
-    table = Table("score", "value")
-    for key, value in result.scores.items():
-        table.add_row(key, f"{value:.6g}")
     out = console()
-    out.print(table)
+    out.print(_comparison_table(result.comparison) if result.comparison else _score_table(result.scores))
     protocol = result.protocol
     known = "" if protocol.get("weights_known", True) else " with unpublished weights"
     out.print(
@@ -162,6 +253,26 @@ def _print_table(result: Result) -> None:
         f"{protocol['reference_images']} of {protocol['reference']['name']}",
         highlight=False,
     )
+
+
+def _score_table(scores: dict[str, float]) -> Table:
+    from rich.table import Table
+
+    table = Table("score", "value")
+    for key, value in scores.items():
+        table.add_row(key, f"{value:.6g}")
+    return table
+
+
+def _comparison_table(comparison: dict[str, Comparison]) -> Table:
+    from rich.table import Table
+
+    table = Table("score", "run", "against", "difference, 95 %", "better")
+    for key, each in comparison.items():
+        own = (f"{value:.4g} ± {high - value:.2g}" for value, _, high in (each.run, each.against))
+        value, low, high = each.difference
+        table.add_row(key, *own, f"{value:+.3g} ({low:+.3g} … {high:+.3g})", each.better or "not told apart")
+    return table
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class Key:
     Attributes:
         name, title: as the literature has it.
         better: which way it improves; None: it is not ranked.
-        general: name and title with another extractor than the literature's, if they differ.
+        general: name and title with another extractor than the unnamed one, if they differ.
     """
 
     name: str
@@ -44,6 +44,8 @@ class ScoreCard:
         keys: its numbers, the most important first.
         family: which facts of the protocol tell whether two of its values may be compared: "features" has those of
             the extractor and of the number of images, any other name those that begin with it.
+        unnamed: the extractor whose numbers go by a key's name alone, where others stand in the key; by default the
+            literature's for "features". Scores of other families have no extractor in their keys unless this is set.
         suits: whether the score makes sense for a data set; elsewhere it is left out.
         conditional: whether it judges only generators that are asked for classes; it is left out of other runs.
     """
@@ -52,6 +54,11 @@ class ScoreCard:
     family: str = FEATURES
     suits: Callable[[DatasetCard], bool] = lambda dataset: True
     conditional: bool = False
+    unnamed: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.family == FEATURES and self.unnamed is None:
+            object.__setattr__(self, "unnamed", LITERATURE)
 
 
 register_score(
@@ -142,16 +149,16 @@ register_score(
 register_score(
     "label_agreement",
     None,
-    "relgan.metrics.scores.agreement:LabelAgreement",
-    about="share of the images in which a classifier sees the digits that were asked for",
+    "relgan.metrics.scores.agreement:build",
+    about="share of the images in which a classifier sees the class that was asked for",
     facts=ScoreCard(
         keys=(
             Key("label_agreement", "Label agreement", "max"),
             Key("label_agreement_real", "Label agreement of real images"),
         ),
         family="label_agreement",
-        suits=lambda dataset: dataset.digits > 0,
         conditional=True,
+        unnamed="digits",
     ),
 )
 register_score(
@@ -218,18 +225,22 @@ def full_key(name: str, extractor: str) -> str:
     Args:
         name: of a :class:`Key`, or its spread.
     """
-    if extractor == LITERATURE:
-        return f"eval/{name}"
     stem, spread = _split(name)
-    general = next((key.general[0] for _, key in _declared() if key.name == stem and key.general), stem)
-    return f"eval/{general}_{extractor}{spread}"
+    for score, key in _declared():
+        if key.name == stem:
+            if extractor == card_of(score).unnamed:
+                return f"eval/{name}"
+            stem = key.general[0] if key.general else stem
+    return f"eval/{stem}_{extractor}{spread}"
 
 
 def spellings(score: str) -> list[str]:
     """The full keys under which a score's ranked numbers may appear, with each known extractor."""
     card = card_of(score)
-    extractors = EXTRACTORS.names() if card.family == FEATURES else (LITERATURE,)
-    return [full_key(key.name, extractor) for key in card.keys if key.better for extractor in extractors]
+    ranked = [key.name for key in card.keys if key.better]
+    if card.unnamed is None:
+        return [f"eval/{name}" for name in ranked]
+    return [full_key(name, extractor) for name in ranked for extractor in EXTRACTORS.names()]
 
 
 @dataclass(frozen=True)
@@ -253,7 +264,7 @@ def _find(key: str) -> _Found | None:
         (begin, _Found(score, f"{words} ({name.removeprefix(begin)})", each.better))
         for score, each in _declared()
         for stem, words in [each.general or (each.name, each.title)]
-        if card_of(score).family == FEATURES and name.startswith(begin := f"{stem}_")
+        if card_of(score).unnamed and name.startswith(begin := f"{stem}_")
     ]
     return max(general, key=lambda pair: len(pair[0]))[1] if general else None
 

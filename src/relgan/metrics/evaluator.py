@@ -23,7 +23,7 @@ from relgan.images import grid
 from relgan.metrics.catalogue import ScoreCard, card_of
 from relgan.metrics.extractors import Extractor, Extractors, home, own_options
 from relgan.metrics.reference import Images, StoreImages, real_statistics
-from relgan.metrics.scores import Batch, Score
+from relgan.metrics.scores import Batch, Score, Seen
 from relgan.metrics.scores.copies import Neighbours
 from relgan.metrics.statistics import RealStatistics
 from relgan.networks.sampling import UNSCORABLE, draw_labels, sample_images
@@ -137,9 +137,9 @@ class Evaluator:
         accumulator.sync_on_compute = False
         return accumulator.compute()
 
-    def _labels(self, count: int) -> Tensor | None:
+    def _labels(self, count: int, seed: int) -> Tensor | None:
         """The classes of the first ``count`` generated images, int64 (count,)."""
-        return draw_labels(self.class_counts, count, self.seed) if self.class_counts else None
+        return draw_labels(self.class_counts, count, seed) if self.class_counts else None
 
     def evaluate(self, generator: nn.Module) -> dict[str, float]:
         """Scores of a generator under their full keys.
@@ -153,16 +153,55 @@ class Evaluator:
         size = self.config.batch_size
         starts = range(rank() * size, wanted, world_size() * size)
         # Closed, so that an evaluation broken off has given the generator its mode and buffers back.
-        with closing(self._sample(generator, wanted, rank(), world_size())) as images:
-            return self.score(zip(starts, images, strict=True), self._labels(wanted))
+        with closing(self._sample(generator, wanted, rank=rank(), world_size=world_size())) as images:
+            return self.score(zip(starts, images, strict=True), self._labels(wanted, self.seed))
 
-    def _sample(self, generator: nn.Module, count: int, rank: int, world_size: int) -> Generator[Tensor, None, None]:
+    def see(self, generator: nn.Module, *, latent_dim: int, seed: int) -> list[Seen]:
+        """What the networks make of a generator's images, batch by batch, for :meth:`judge`; in one process.
+
+        The images themselves are not kept.
+
+        Args:
+            latent_dim, seed: of its latents, and the seed of its labels.
+
+        Raises:
+            ValueError: as :meth:`evaluate`.
+        """
+        wanted = max((score.images for score in self.scores), default=0)
+        labels = self._labels(wanted, seed)
+        starts = range(0, wanted, self.config.batch_size)
+        with torch.no_grad(), closing(self._sample(generator, wanted, latent_dim=latent_dim, seed=seed)) as batches:
+            looks = (self._look(images, start, labels) for start, images in zip(starts, batches, strict=True))
+            return [
+                {extractor: batch.without_images() for extractor, batch in look.items() if extractor is not None}
+                for look in looks
+            ]
+
+    def judge(self, seen: Iterable[Seen]) -> dict[str, float]:
+        """Scores of what networks saw, as :meth:`score` computes them; those without a network are left out."""
+        self._start()
+        for part in seen:
+            self._feed(part)
+        return self._finish([score for score in self.scores if score.extractor is not None])
+
+    def _sample(
+        self,
+        generator: nn.Module,
+        count: int,
+        *,
+        latent_dim: int | None = None,
+        seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Generator[Tensor, None, None]:
+        """Of rank ``rank`` of ``world_size``; latents are by default the evaluator's own."""
+        seed = self.seed if seed is None else seed
         batches = sample_images(
             generator,
             count,
-            latent_dim=self.latent_dim,
-            seed=self.seed,
-            labels=self._labels(count),
+            latent_dim=latent_dim or self.latent_dim,
+            seed=seed,
+            labels=self._labels(count, seed),
             batch_size=self.config.batch_size,
             mode=self.config.generator_mode,
             rank=rank,
@@ -187,34 +226,47 @@ class Evaluator:
         """
         problem: Exception | None = None
         try:
-            for score in self.scores:
-                if score.needs_real is not None:
-                    score.real = self.reference(score.reference_images)
-                if score.looks_at_real:
-                    score.accumulated_real = self._accumulated_real[score]
-                self._accumulators[score].reset()
+            self._start()
             for start, images in batches:
-                self._look(images, start, labels)
+                self._feed(self._look(images, start, labels))
         except UNSCORABLE as error:
             problem = error
         # Together, because ranks that went on would wait for the others' statistics.
         if largest(problem is not None):
             raise problem or ValueError("the images of another rank cannot be scored")
-        results: dict[str, float] = {}
+        return self._finish(self.scores)
+
+    def _start(self) -> None:
+        """Empty the accumulators, and let the scores know the real images."""
         for score in self.scores:
+            if score.needs_real is not None:
+                score.real = self.reference(score.reference_images)
+            if score.looks_at_real:
+                score.accumulated_real = self._accumulated_real[score]
+            self._accumulators[score].reset()
+
+    def _finish(self, scores: Iterable[Score]) -> dict[str, float]:
+        """The numbers of some scores, from what was put into the accumulators."""
+        results: dict[str, float] = {}
+        for score in scores:
             results |= self._compute(score)
         return results
 
-    def _look(self, images: Tensor, start: int, labels: Tensor | None) -> None:
-        """Show a batch to each network once, and to every score that wants that many images."""
-        for extractor, scores in self._feeding.items():
-            count = max(score.images for score in scores) - start
-            if count <= 0:
-                continue
-            batch = self._batch(images[:count], extractor, start, labels)
-            for score in scores:
-                if start < score.images:
-                    score.update(self._accumulators[score], batch.first(score.images - start))
+    def _look(self, images: Tensor, start: int, labels: Tensor | None) -> Seen:
+        """Show a batch to each network once, as far as a score wants that many images."""
+        wanted = {extractor: max(score.images for score in scores) for extractor, scores in self._feeding.items()}
+        return {
+            extractor: self._batch(images[: count - start], extractor, start, labels)
+            for extractor, count in wanted.items()
+            if count > start
+        }
+
+    def _feed(self, seen: Seen) -> None:
+        """Show it to every score that wants that many images."""
+        for extractor, batch in seen.items():
+            for score in self._feeding[extractor]:
+                if batch.start < score.images:
+                    score.update(self._accumulators[score], batch.first(score.images - batch.start))
 
     def _batch(self, images: Tensor, extractor: Extractor | None, start: int, labels: Tensor | None) -> Batch:
         """``labels``: of the whole stream."""
@@ -243,6 +295,11 @@ class Evaluator:
             return {}
         return values
 
+    @property
+    def by_class(self) -> dict[str, dict[int, float]]:
+        """Of the last scores, those that are known for each class, under their full keys."""
+        return {score.key(name): dict(values) for score in self.scores for name, values in score.by_class.items()}
+
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
@@ -258,7 +315,7 @@ class Evaluator:
         """
         if self._neighbours is None:
             return None
-        images = next(self._sample(generator, count, 0, 1))
+        images = next(self._sample(generator, count))
         rows = self._neighbours.find(images, self.reference(None).features, k)
         real = torch.cat(list(self.real.batches(rows.flatten().cpu().numpy(), self.config.batch_size)))
         table = torch.cat([images.cpu()[:, None], real.unflatten(0, tuple(rows.shape))], dim=1)

@@ -147,7 +147,9 @@ def real_statistics(
     )
     gaussian, home = found.gaussian, extractor.home
     return RealStatistics(
-        Reference(gaussian.mean.to(home), gaussian.factor.to(home), gaussian.images), found.features.to(home)
+        Reference(gaussian.mean.to(home), gaussian.factor.to(home), gaussian.images),
+        found.features.to(home),
+        None if images.labels is None else torch.from_numpy(images.labels[indices]).to(home),
     )
 
 

@@ -40,10 +40,16 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class RealStatistics:
-    """What scores need of the real images; ``features`` float32 (N, F) has rows only where asked for."""
+    """What scores need of the real images.
+
+    Attributes:
+        features: float32 (N, F), rows only where asked for.
+        labels: of all the images, int64 (N,); None where they have none.
+    """
 
     gaussian: Reference
     features: Tensor
+    labels: Tensor | None = None
     _radii: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def radii(self, k: int) -> Tensor:

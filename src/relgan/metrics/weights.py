@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +12,27 @@ from relgan.cache import Unwritable
 from relgan.data.download import DownloadError, fetch
 from relgan.options import ConfigError, user_path
 
+log = logging.getLogger("relgan")
+
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A published file; ``sha256`` is the start of its hash."""
+    """A published file.
+
+    Attributes:
+        option: that may name a file instead.
+        sha256: the start of its hash.
+        cached: its name in the torch hub cache, if that is not the last part of ``url``.
+    """
 
     option: str
     url: str
     sha256: str
+    cached: str = ""
 
     @property
     def name(self) -> str:
-        return self.url.rsplit("/", 1)[1]
+        return self.cached or self.url.rsplit("/", 1)[1]
 
     def find(self, given: str | None) -> Path:
         """The file on this machine, downloaded where it is missing or damaged.
@@ -44,6 +54,13 @@ class WeightFile:
                 f"{self.name} could not be downloaded ({error}); get it from {self.url} and put it into "
                 f"{path.parent}, or give its path here",
             ) from error
+
+    def is_published(self, sha256: str) -> bool:
+        """Whether a file with this hash is the published one; a warning says so where it is not."""
+        published = sha256.startswith(self.sha256)
+        if not published:
+            log.warning("%s: this is not the published %s; the scores are not comparable", self.option, self.name)
+        return published
 
 
 def load_state(path: Path, option: str) -> dict[str, torch.Tensor]:

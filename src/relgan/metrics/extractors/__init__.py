@@ -1,4 +1,4 @@
-"""Feature networks: the literature's Inception, two that need no download, and the base of one's own."""
+"""Feature networks: published ones, one trained here on digits, and the base of one's own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from relgan.config import MetricsConfig
 from relgan.options import ConfigError, Options
 from relgan.registry import DATASETS, EXTRACTORS, DatasetOptions
+
+TENSORFLOW_1 = "bilinear as in TensorFlow 1, no antialiasing"  # torch-fidelity's way to resize
 
 log = logging.getLogger("relgan")
 
@@ -98,6 +100,18 @@ class Extractor:
         if not bool(features.isfinite().all()):
             raise ValueError(f"{self.name} computes features that are not finite")
         return features.float().to(self.home), logits.float().to(self.home)
+
+
+class Unlabelled(nn.Module):
+    """A network of torch-fidelity's that gives one kind of features, (N, F), and no logits: (N, 0)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        (features,) = self.network(images)
+        return features, features[:, :0]
 
 
 class Extractors:

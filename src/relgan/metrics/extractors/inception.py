@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor, nn
 
 from relgan.config import MetricsConfig
-from relgan.metrics.extractors import Extractor, arithmetic, fuse_batchnorm, hash_file
+from relgan.metrics.extractors import TENSORFLOW_1, Extractor, arithmetic, fuse_batchnorm, hash_file
 from relgan.metrics.weights import WeightFile, load_state
 from relgan.options import ConfigError
 from relgan.registry import DatasetOptions
@@ -18,8 +16,6 @@ WEIGHTS = WeightFile(
     url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     sha256="6726825d",
 )
-
-log = logging.getLogger("relgan")
 
 
 class _Features(nn.Module):
@@ -51,9 +47,6 @@ def build(metrics: MetricsConfig, dataset: DatasetOptions, device: torch.device)
     except RuntimeError as error:
         raise ConfigError(WEIGHTS.option, f"{path} does not hold the Inception network of torch-fidelity") from error
     fingerprint = hash_file(path)
-    known = fingerprint.startswith(WEIGHTS.sha256)
-    if not known:
-        log.warning("metrics.weights: these are not the published Inception weights; the scores are not comparable")
     fuse_batchnorm(network)
     return Extractor(
         network=_Features(network),
@@ -61,8 +54,8 @@ def build(metrics: MetricsConfig, dataset: DatasetOptions, device: torch.device)
         num_features=2048,
         num_classes=1008,
         fingerprint=fingerprint,
-        weights_known=known,
+        weights_known=WEIGHTS.is_published(fingerprint),
         input_size=299,
-        resize="bilinear as in TensorFlow 1, no antialiasing",
+        resize=TENSORFLOW_1,
         precision=arithmetic(metrics),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -38,11 +39,19 @@ class Batch:
     @property
     def index(self) -> Tensor:
         """Position of each image, int64 (n,)."""
-        return torch.arange(self.start, self.start + len(self.images), device=self.features.device)
+        return torch.arange(self.start, self.start + len(self.features), device=self.features.device)
 
     def first(self, count: int) -> Batch:
         labels = None if self.labels is None else self.labels[:count]
         return Batch(self.images[:count], self.features[:count], self.logits[:count], self.start, labels)
+
+    def without_images(self) -> Batch:
+        """The same with images of no size."""
+        return replace(self, images=self.images[..., :0, :0])
+
+
+Seen = Mapping[Extractor | None, Batch]
+"""What each network makes of the same images; None stands for no network."""
 
 
 class Score(ABC):
@@ -64,6 +73,8 @@ class Score(ABC):
         real: that, there when :meth:`compute` is called.
         looks_at_real: whether real images, with their labels, are put into an accumulator as well.
         accumulated_real: what that returned, there when :meth:`compute` is called.
+        by_class: of numbers that are shares of the images, the same for the images of each class; there when
+            :meth:`compute` has returned.
         shared: scores that name the same accumulator here, and feed it alike, share one.
     """
 
@@ -73,6 +84,7 @@ class Score(ABC):
     extractor: Extractor | None = None
     real: RealStatistics
     accumulated_real: Any
+    by_class: Mapping[str, Mapping[int, float]] = MappingProxyType({})
 
     def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
         self.options, self.metrics = options, metrics
