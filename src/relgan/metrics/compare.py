@@ -6,10 +6,9 @@ and the difference of the scores is taken again: its mean square over many excha
 
 A bootstrap would draw images with replacement, and most scores are wrong for a set with repetitions: a repeated image
 is its own nearest neighbour, a covariance loses rank and the Fréchet distance grows, modes go missing. After an
-exchange a set has as many images as before, all different, so that every bias is the same in both sets and cancels,
-and whether two halves of one set are told apart is an exact test of any score. Where the two sources do differ, the
-exchanged sets are mixtures of both; the spread then belongs to those, which matters only where the difference is
-large, and not in doubt.
+exchange a set has as many images as before, all different: every bias is the same in both sets and cancels, and for
+two sets from one source the spread is right whatever the score. Where the sources differ, the exchanged sets are
+mixtures of both, and the spread is an approximation, the better the less they differ.
 """
 
 from __future__ import annotations

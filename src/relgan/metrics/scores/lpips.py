@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from typing import Any
 
@@ -25,8 +24,6 @@ WEIGHTS = WeightFile(
 )
 # lpips spreads AlexNet's feature layers over slices, which keep the layers' numbers.
 _SLICES = {"0": "slice1", "3": "slice2", "6": "slice3", "8": "slice4", "10": "slice5"}
-
-log = logging.getLogger("relgan")
 
 
 def _build_network(state: dict[str, Tensor]) -> torch.nn.Module:
@@ -98,9 +95,7 @@ class Diversity(Score):
             raise ConfigError(WEIGHTS.option, f"{path} does not hold torchvision's AlexNet") from error
         self.images = 2 * metrics.lpips_pairs
         self.fingerprint = hash_file(path)
-        self.weights_known = self.fingerprint.startswith(WEIGHTS.sha256)
-        if not self.weights_known:
-            log.warning("metrics.lpips_weights: these are not the published AlexNet weights; not comparable")
+        self.weights_known = WEIGHTS.is_published(self.fingerprint)
 
     def accumulator(self) -> RunningMean:
         return RunningMean()
