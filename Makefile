@@ -25,7 +25,7 @@ train: setup ## train the default: ragan on stacked_digits (ARGS="loss=sgan" add
 # A file at a time on each core: files share what is costly to make.
 PARALLEL := -n auto --dist loadfile
 
-test: setup ## run the test suite (about 5 minutes on 2 cores)
+test: setup ## run the test suite (under 4 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-slow: setup ## run the slow tests too
