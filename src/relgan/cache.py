@@ -60,7 +60,7 @@ def load_or_make(path: Path, load: Callable[[Path], T], make: Callable[[Path], T
     Where nothing can be kept it is made in a temporary folder, which goes when the process ends.
 
     Args:
-        load: reads it; any exception means damaged.
+        load: reads it; any exception but MemoryError means damaged.
         make: makes it at the path it is given, under an atomic name, and returns it.
 
     Raises:
@@ -94,7 +94,7 @@ def load_or_compute(
     """What is kept at ``path``, else computed once; where it cannot be kept that costs time, but is no failure.
 
     Args:
-        load: reads it; any exception means damaged.
+        load: reads it; any exception but MemoryError means damaged.
         compute: makes it anew.
         save: keeps it at the path under an atomic name.
     """
