@@ -12,7 +12,7 @@ from relgan.options import ConfigError
 
 
 @contextlib.contextmanager
-def writing(option: str, path: Path) -> Iterator[None]:
+def writing_to(path: Path, option: str) -> Iterator[None]:
     """Blame what the file system refuses inside the block on the option that names ``path``.
 
     Raises:

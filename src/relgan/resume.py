@@ -40,14 +40,8 @@ MAY_DIFFER = (
     *("name", "device", "resume", "plugins", "fail_fast"),
     *("dataset.path", "dataset.url", "dataset.residence", "dataset.min_images"),
     *("train.iterations", "train.epochs", "train.log_every", "train.sample_every", "train.checkpoint_every"),
-    *(
-        "train.keep_checkpoints",
-        "train.keep_best",
-        "metrics.every",
-        "metrics.weights",
-        "metrics.lpips_weights",
-        "tracker.",
-    ),
+    *("train.keep_checkpoints", "train.keep_best", "tracker."),
+    *("metrics.every", "metrics.weights", "metrics.lpips_weights"),
 )
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from relgan.cli import evaluate
 from relgan.cli.command import Line
 from relgan.cli.compose import compose
-from relgan.cli.evaluate import EvalOptions, Run, check_comparable
+from relgan.cli.evaluate import Run, check_comparable
 from relgan.metrics import compare
 from relgan.options import ConfigError
 
@@ -164,7 +164,8 @@ def test_a_run_and_itself_are_not_told_apart(
 
 
 def opened(path: Path) -> Run:
-    return Run.open(str(path), EvalOptions(checkpoint="last"), Line([]))
+    line = Line([])
+    return Run.open(str(path), "last", compose(line), line)
 
 
 def test_only_like_is_compared_with_like(run_dir: Path, conditional_run: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from relgan.cli.command import CommandOptions, Line, command
 from relgan.config import Config, option_names
-from relgan.files import atomic_write, writing
+from relgan.files import atomic_write, writing_to
 from relgan.options import ConfigError, RelganError, option, user_path
 from relgan.registry import DATASETS, DatasetOptions
 from relgan.tracking.console import console
@@ -108,7 +108,7 @@ def _show(config: Config, line: Line, chosen: str | None) -> None:
     else:
         sheet, suffix = augmented_sheet(store, name, build_augmentation(config.augment, store.channels)), f"_{name}"
     out = user_path(chosen or f"{store.meta['name']}_{store.image_size}{suffix}.png")
-    with writing("out", out), atomic_write(out) as file:
+    with writing_to(out, "out"), atomic_write(out) as file:
         sheet.save(file, "PNG")
     facts = {**store.meta, "path": str(store.path), "bytes": store.size_on_disk}
     print(json.dumps(facts, indent=2, ensure_ascii=False))

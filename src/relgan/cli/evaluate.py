@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relgan.cli.command import CommandOptions, Line, command
 from relgan.config import Config, option_names, overlay, resolve
-from relgan.files import writing
+from relgan.files import writing_to
 from relgan.options import ConfigError, RelganError, option, user_path
 from relgan.registry import DATASETS, DatasetOptions
 from relgan.tracking.console import console
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from relgan.data import PackedStore
@@ -92,7 +93,7 @@ def evaluate(options: EvalOptions, line: Line) -> None:
         result = _score_run(options, line) if options.run else _score_pictures(options, line)
     _print_table(result)
     if out is not None:
-        with writing("out", out):
+        with writing_to(out, "out"):
             out.write_text(result.as_json() + "\n", "utf-8")
 
 
@@ -102,30 +103,25 @@ class Run(NamedTuple):
     config: Config
     trained: TrainedGenerator
     store: PackedStore
+    device: torch.device
 
     @classmethod
-    def open(cls, run: str, options: EvalOptions, line: Line) -> Run:
-        """With the run's own configuration, but for what the line names."""
-        from relgan.cli.compose import compose
+    def open(cls, run: str, checkpoint: str | None, composed: Config, line: Line) -> Run:
+        """With the run's own configuration, but for what the line, whose configuration is ``composed``, names."""
         from relgan.data import prepare
         from relgan.generator import from_checkpoint, read_checkpoint
         from relgan.rundir import RunDir
         from relgan.training.engine import prepare_device
 
-        for name in option_names(line.words):
-            if not any(name == known or name.startswith(f"{known}.") for known in _RUN_MAY_CHANGE):
-                raise ConfigError(name, f"with run=, only {', '.join(_RUN_MAY_CHANGE)} can be given")
-        composed = compose(line)
         scored = RunDir(user_path(run)).best.exists()
-        saved = read_checkpoint(run, options.checkpoint or ("best" if scored else "last"))
+        saved = read_checkpoint(run, checkpoint or ("best" if scored else "last"))
         config = overlay(resolve(saved["config"]), composed, line.words)
         device = prepare_device(config.device)
         store = prepare(config.dataset)
-        return cls(config, from_checkpoint(saved, weights=config.metrics.generator, device=device), store)
+        return cls(config, from_checkpoint(saved, weights=config.metrics.generator, device=device), store, device)
 
     def evaluator(self) -> Evaluator:
         from relgan.metrics.evaluator import Evaluator
-        from relgan.training.engine import prepare_device
 
         return Evaluator(
             self.config.metrics,
@@ -133,14 +129,24 @@ class Run(NamedTuple):
             self.store,
             latent_dim=self.trained.latent_dim,
             seed=self.config.seed,
-            device=prepare_device(self.config.device),
+            device=self.device,
             class_counts=self.trained.class_counts,
         )
 
 
+def _composed(line: Line) -> Config:
+    """The line's configuration; ConfigError for what a run does not let change."""
+    from relgan.cli.compose import compose
+
+    for name in option_names(line.words):
+        if not any(name == known or name.startswith(f"{known}.") for known in _RUN_MAY_CHANGE):
+            raise ConfigError(name, f"with run=, only {', '.join(_RUN_MAY_CHANGE)} can be given")
+    return compose(line)
+
+
 def _score_run(options: EvalOptions, line: Line) -> Result:
     """The numbers are those of training."""
-    run = Run.open(options.run, options, line)
+    run = Run.open(options.run, options.checkpoint, _composed(line), line)
     evaluator = run.evaluator()
     with _one_line():
         scores = evaluator.evaluate(run.trained.module)
@@ -158,7 +164,8 @@ def _compare_runs(options: EvalOptions, line: Line) -> Result:
 
     if not (options.run and options.against):
         raise ConfigError("against", "compares two runs: give run=RUN_DIRECTORY, too")
-    run, against = (Run.open(path, options, line) for path in (options.run, options.against))
+    composed = _composed(line)
+    run, against = (Run.open(path, options.checkpoint, composed, line) for path in (options.run, options.against))
     check_comparable(run, against)
     evaluator = run.evaluator()
     if all(score.extractor is None for score in evaluator.scores):
@@ -175,7 +182,7 @@ def _compare_runs(options: EvalOptions, line: Line) -> Result:
 def check_comparable(run: Run, against: Run) -> None:
     """ConfigError unless both have the same real images, classes and metrics."""
     ours, theirs = vars(run.config.metrics), vars(against.config.metrics)
-    for name in (ours.keys() | theirs.keys()) - {*_MAY_DIFFER}:
+    for name in (ours.keys() | theirs.keys()) - set(_MAY_DIFFER):
         here, there = ours.get(name), theirs.get(name)
         if here != there:
             advice = f"give metrics.{name} for both on the command line"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from relgan.cli.command import CommandOptions, Line, command
 from relgan.environment import installed
-from relgan.files import atomic_write, writing
+from relgan.files import atomic_write, writing_to
 from relgan.options import ConfigError, RelganError, first_line, option, user_path
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def export(options: ExportOptions, line: Line) -> None:
     from relgan.generator import load
 
     trained = load(options.run, checkpoint=options.checkpoint, weights=options.weights)
-    with writing("out", options.path):
+    with writing_to(options.path, "out"):
         difference = write(trained, options.path, kind)
     print(f"{options.path}: largest difference from the network's own images {difference:.1g}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from relgan.cli.command import CommandOptions, Line, command
-from relgan.files import writing
+from relgan.files import writing_to
 from relgan.options import ConfigError, RelganError, option, user_path
 
 USAGE = """relgan-report RUNS [RUNS …] [out=report.html]
@@ -40,7 +40,7 @@ def report(options: ReportOptions, line: Line) -> None:
 
     from relgan.report import write_report
 
-    with writing("out", out):
+    with writing_to(out, "out"):
         page = write_report([user_path(path) for path in options.runs], out.parent, out.name)
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), {page.with_name('results.csv')}")
 

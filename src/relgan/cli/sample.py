@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relgan.cli.command import CommandOptions, Line, command
-from relgan.files import writing
+from relgan.files import writing_to
 from relgan.options import ConfigError, RelganError, first_line, option, user_path
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _timelapse(options: SampleOptions) -> None:
             except OSError as error:
                 raise RelganError(f"{path} is damaged: {first_line(error)}") from error
 
-    with writing("out", options.path):
+    with writing_to(options.path, "out"):
         save_gif(frames(), options.path, milliseconds=FRAME_MS["timelapse"])
 
 
@@ -124,7 +124,7 @@ def _draw(options: SampleOptions) -> None:
     trained = load(options.run, checkpoint=options.checkpoint, weights=options.weights, device=options.device)
     labels = [trained.class_number(each) for each in options.classes]
     try:
-        with writing("out", options.path):
+        with writing_to(options.path, "out"):
             if options.interpolate:
                 _interpolate(options, trained, labels, options.interpolate)
             elif options.path.suffix.lower() == ".png":

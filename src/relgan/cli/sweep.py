@@ -155,8 +155,9 @@ def reported() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        number = workers.asked_to_stop()
-        if (sweep := SweepCallback.running) is not None and sweep.report() and (number or _can_go_on(error)):
+        number, sweep = workers.asked_to_stop(), SweepCallback.running
+        jobs = [] if sweep is None else sweep.report()
+        if sweep is not None and jobs and (number or _can_go_on(error)):
             # Unless a name gives it one, the sweep's directory is a new one each time.
             place = near(Path(sweep.config.hydra.sweep.dir).absolute(), Path.cwd())
             log.info("continue with: %s", again() if sweep.config.name else again(**{"hydra.sweep.dir": place}))
