@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from relgan import cache
-from relgan.cache import Unwritable, load_or_compute, load_or_make
+from relgan.cache import Refused, load_or_compute, load_or_make
 from relgan.config import MetricsConfig
 from relgan.data import prepare
 from relgan.data.pack import prepared, store_path
@@ -128,6 +129,26 @@ def test_a_reader_without_memory_harms_nothing(tmp_path: Path) -> None:
     assert load(tmp_path / "thing") == "made"
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_what_cannot_be_read_now_is_left_as_it_is(
+    tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "cache" / "thing"
+    path.parent.mkdir()
+    save(path, "made")
+
+    def refused(place: Path) -> str:
+        if place == path:
+            raise OSError(number, os.strerror(number), str(place))
+        return load(place)
+
+    before = path.stat()
+    assert load_or_make(path, refused, make) == "made"
+    assert load_or_compute(path, refused, lambda: pytest.fail("made again"), save) == "made"
+    assert warnings(caplog) == [f"{path} cannot be read ({os.strerror(number)}): using a temporary folder"]
+    assert path.stat() == before
+
+
 def _file_above(path: Path) -> None:
     path.parent.parent.mkdir(parents=True)
     path.parent.write_bytes(b"")
@@ -173,7 +194,7 @@ def test_nothing_can_be_kept_anywhere(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "cache" / "folder" / "thing"
     _file_above(path)
     monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(Unwritable, match="a temporary folder cannot be written"):
+    with pytest.raises(Refused, match="a temporary folder cannot be written"):
         load_or_make(path, load, make)
     assert load_or_compute(path, load, lambda: "made", save) == "made"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import hashlib
 import json
@@ -20,6 +21,9 @@ from relgan.options import RelganError, user_path
 log = logging.getLogger("relgan")
 
 T = TypeVar("T")
+
+# Nothing there, or something else than what was kept; a reader's own errors have no number, or EINVAL.
+_OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)
 
 
 def cache_dir() -> Path:
@@ -41,17 +45,20 @@ def keyed(folder: str, name: str, key: Mapping[str, Any], suffix: str = "") -> P
     return cache_dir() / folder / f"{name}-{digest}{suffix}"
 
 
-class Unwritable(RelganError):
-    """The file system refuses to keep something: it is full or read-only, forbids it, or something is in the way."""
+class Refused(RelganError):
+    """The file system refuses to keep something or to give it back.
+
+    It is full or read-only, forbids it, or something is in the way.
+    """
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses inside the block into :class:`Unwritable`."""
+    """Turn what the file system refuses inside the block into :class:`Refused`."""
     try:
         yield
     except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
-        raise Unwritable(f"{path} cannot be written ({getattr(error, 'strerror', None) or error})") from error
+        raise Refused(f"{path} cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
 def load_or_make(path: Path, load: Callable[[Path], T], make: Callable[[Path], T]) -> T:
@@ -60,15 +67,15 @@ def load_or_make(path: Path, load: Callable[[Path], T], make: Callable[[Path], T
     Where nothing can be kept it is made in a temporary folder, which goes when the process ends.
 
     Args:
-        load: reads it; any exception but MemoryError means damaged.
+        load: reads it; nearly any exception means damaged (see :func:`_loaded`).
         make: makes it at the path it is given, under an atomic name, and returns it.
 
     Raises:
-        Unwritable: the temporary folder cannot be written either.
+        Refused: the temporary folder cannot be used either.
     """
     try:
         return _load_or_make(path, load, make)
-    except Unwritable as error:
+    except Refused as error:
         place = _temporary() / path.parent.name / path.name
         if not place.exists():
             log.warning("%s: using a temporary folder", error)
@@ -94,7 +101,7 @@ def load_or_compute(
     """What is kept at ``path``, else computed once; where it cannot be kept that costs time, but is no failure.
 
     Args:
-        load: reads it; any exception but MemoryError means damaged.
+        load: reads it; nearly any exception means damaged (see :func:`_loaded`).
         compute: makes it anew.
         save: keeps it at the path under an atomic name.
     """
@@ -110,17 +117,25 @@ def load_or_compute(
 
     try:
         return load_or_make(path, load, make)
-    except Unwritable as error:
+    except Refused as error:
         log.warning("%s", error)
         return compute()
 
 
 def _loaded(path: Path, load: Callable[[Path], T]) -> T | None:
+    """What is at ``path``; None where that is nothing, or damaged.
+
+    Raises:
+        MemoryError: which says nothing of the file.
+        Refused: it may be whole, but cannot be read now.
+    """
     try:
         return load(path)
-    except MemoryError:  # says nothing of the file
+    except MemoryError:
         raise
-    except Exception:  # readers of damaged files raise nearly anything
+    except Exception as error:  # readers of damaged files raise nearly anything
+        if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
+            raise Refused(f"{path} cannot be read ({error.strerror})") from error
         return None
 
 
@@ -146,7 +161,7 @@ def locked(path: Path) -> Iterator[None]:
     """Let one process at a time make ``path``; its directory is made here. A killed process holds no lock.
 
     Raises:
-        Unwritable: there can be no lock.
+        Refused: there can be no lock.
     """
     from filelock import FileLock, Timeout
 

@@ -115,6 +115,7 @@ class DatasetCard:
     Attributes:
         terms, size, get: a few words each.
         splits: whether it comes in official parts.
+        split_lists: patterns of the files beside dataset.path that tell which image is in which part.
         digits: how many handwritten digits an image shows, one per channel; 0: it shows something else.
         labels: whether it has them; None: that depends on its options and files.
         grey: whether its images are known, before they are read, to have one channel.
@@ -124,6 +125,7 @@ class DatasetCard:
     size: str = "yours"
     get: str = ""
     splits: bool = False
+    split_lists: tuple[str, ...] = ()
     digits: int = 0
     labels: bool | None = None
     grey: bool = False

@@ -297,9 +297,13 @@ def test_a_file_that_has_become_readable_is_read(tmp_path: Path, monkeypatch: py
     private.chmod(0)
     with monkeypatch.context() as patched:
         refuse(patched, Path, "open", private)
+        patched.setattr(os, "access", lambda file, _: Path(file) != private)
         assert len(folder(path)) == 2
+    private.chmod(0o600)
+    complete = folder(path)
+    assert len(complete) == 3
     private.chmod(0o644)
-    assert len(folder(path)) == 3
+    assert folder(path).path == complete.path
 
 
 def test_a_folder_or_archive_without_permission_is_not_called_damaged(

@@ -241,6 +241,41 @@ def test_damaged_bytes_are_unusable(data: bytes) -> None:
     assert caught.value.detail
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\0\0\0\x18ftypheic" + bytes(100), "a HEIF picture"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "a JPEG XL picture"),
+        (b"\xff\x0a" + bytes(100), "a JPEG XL picture"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3\n", r"git lfs pull"),
+        (b"\n<!DOCTYPE html><title>Quota exceeded</title>", "a web page"),
+    ],
+)
+def test_other_things_under_the_name_of_a_picture_are_called_what_they_are(data: bytes, said: str) -> None:
+    with pytest.raises(Unusable, match=said) as caught:
+        square(data, 8)
+    assert caught.value.reason == "not supported"
+
+
+def bmp16(value: int) -> bytes:
+    """A BMP of 5, 6 and 5 bits per pixel."""
+    description = struct.pack("<IiiHHIIiiII3I", 40, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0, 0xF800, 0x07E0, 0x001F)
+    return b"BM" + struct.pack("<IHHI", 14 + 52 + 32, 0, 0, 14 + 52) + description + struct.pack("<H", value) * 16
+
+
+def ico16(value: int) -> bytes:
+    """An icon of 5, 5 and 5 bits per pixel."""
+    description = struct.pack("<IiiHHIIiiII", 40, 4, 8, 1, 16, 0, 0, 0, 0, 0, 0)
+    bitmap = description + struct.pack("<H", value) * 16 + bytes(16)
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 4, 4, 0, 0, 1, 16, len(bitmap), 22) + bitmap
+
+
+@pytest.mark.parametrize(("data", "red"), [(bmp16(0xF800), 255), (bmp16(0x1000), 16), (ico16(0x7C00), 255)])
+def test_three_values_in_16_bits_may_be_dark(data: bytes, red: int) -> None:
+    assert colour(data) == [red, 0, 0]
+
+
 def test_a_truncated_png_is_unusable() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     data = encode(Image.fromarray(noise))

@@ -12,7 +12,7 @@ import re
 import stat
 import zipfile
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +27,6 @@ _OPTION = "dataset.path"
 _CLUTTER = frozenset({"__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "#recycle"})
 _METHODS = {9: "Deflate64", 93: "Zstandard"}
 _ENCRYPTED, _UTF8 = 1 << 0, 1 << 11  # flags of a zip member
-_MAY_READ = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 
 log = logging.getLogger("relgan")
 
@@ -260,16 +259,23 @@ def as_text(data: bytes) -> str:
     return data.decode("utf-16" if utf16 else "utf-8-sig", "replace")
 
 
-def identity(path: Path) -> str:
-    """Changes when the file, or one below the directory, is added, removed, renamed, rewritten or made readable."""
-    digest = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape"))
-    found: Mapping[str, Path | os.DirEntry[str]] = {"": path} if path.is_file() else _below(path, _OPTION)[0]
-    for name in sorted(found):
-        with suppress(FileNotFoundError):  # deleted since it was listed
-            status = found[name].stat()
-            line = f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_mode & _MAY_READ}"
-            digest.update(line.encode("utf-8", "surrogateescape"))
+def identity(*paths: Path) -> str:
+    """Changes when a file, or one below a directory, is added, removed, renamed, rewritten or made readable."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"\0{path.resolve()}".encode("utf-8", "surrogateescape"))
+        found: Mapping[str, Path | os.DirEntry[str]] = {"": path} if path.is_file() else _below(path, _OPTION)[0]
+        for name in sorted(found):
+            with suppress(FileNotFoundError):  # deleted since it was listed
+                status, readable = found[name].stat(), os.access(found[name], os.R_OK)
+                line = f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}\0{readable}"
+                digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def beside(path: Path, patterns: Sequence[str]) -> list[Path]:
+    """Files whose names from the folder of ``path`` match one of the ``patterns``; those of the first pattern first."""
+    return [found for pattern in patterns for found in sorted(path.parent.glob(pattern)) if found.is_file()]
 
 
 def _below(root: Path, option: str) -> tuple[dict[str, os.DirEntry[str]], dict[str, str]]:

@@ -18,9 +18,17 @@ from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageEr
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 100_000_000
 _START = 16  # bytes by which Pillow knows a format
+_DEEP = re.compile("(?<!BGR);16")  # of BGR;16 all three values are in 16 bits
 _DARK = 64  # a quarter of the range
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1  # of TIFF
 _NOT_SUPPORTED = re.compile("unsupported|not supported|unknown|cannot handle|not available", re.IGNORECASE)
+_OTHERS = {
+    rb"....ftyp(hei|hev|mif|msf)": "a HEIF picture",
+    rb"\xff\x0a|\0\0\0\x0cJXL ": "a JPEG XL picture",
+    rb"\s*(<\?xml|<svg)": "an SVG drawing",
+    rb"version https://git-lfs\.": "a pointer of Git LFS (git lfs pull brings the picture)",
+    rb"\s*(?i:<!doctype html|<html)": "a web page",
+}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -84,7 +92,7 @@ def _open(file: IO[bytes]) -> ImageFile.ImageFile:
         image = Image.open(file, formats=formats())
     except UnidentifiedImageError as error:
         _open_as_declared(file)
-        raise Unusable("damaged", "no format of pictures that Pillow knows") from error
+        raise Unusable(*_not_a_picture(file)) from error
     if image.width * image.height > MAX_PIXELS:
         raise Unusable("too large", f"{image.width}×{image.height} pixels")
     return image
@@ -103,6 +111,16 @@ def _open_as_declared(file: IO[bytes]) -> None:
             opener(file, "")
 
 
+def _not_a_picture(file: IO[bytes]) -> tuple[str, str]:
+    """Reason and detail of a file that Pillow does not know."""
+    file.seek(0)
+    start = file.read(4 * _START)
+    known = next((name for pattern, name in _OTHERS.items() if re.match(pattern, start, re.DOTALL)), None)
+    if known:
+        return "not supported", f"it is {known}"
+    return "damaged", "no format of pictures that Pillow knows"
+
+
 def _to_rgb(file: ImageFile.ImageFile) -> Image.Image:
     """Decode, and convert any mode to 8-bit RGB: 16-bit values are scaled, transparency becomes white.
 
@@ -113,7 +131,7 @@ def _to_rgb(file: ImageFile.ImageFile) -> Image.Image:
     coded = str(file.tile)  # names the bits of a value where they are more than 8
     file.load()
     image: Image.Image = file
-    deep = ";16" in coded
+    deep = bool(_DEEP.search(coded))
     if image.mode.startswith("I"):
         deep = ";12" not in coded
         grey = (np.asarray(image) >> (8 if deep else 4)).astype(np.uint8)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from relgan.cache import Unwritable, cache_dir, discard, load_or_make, progress_bar, writing
+from relgan.cache import Refused, cache_dir, discard, load_or_make, progress_bar, writing
 from relgan.data.archives import looks_like_html
 from relgan.options import ConfigError, RelganError
 
@@ -45,7 +45,7 @@ def download(name: str, urls: Sequence[str], checksum: str) -> Path:
 
     Raises:
         ConfigError: no mirror delivered it.
-        Unwritable: neither place can be written.
+        Refused: neither place can be written.
     """
     try:
         return fetch(cache_dir() / "downloads" / name, urls, checksum)
@@ -68,7 +68,7 @@ def fetch(target: Path, urls: Sequence[str], checksum: str) -> Path:
 
     Raises:
         DownloadError: no mirror delivered it.
-        Unwritable: neither place can be written.
+        Refused: neither place can be written.
     """
 
     def checked(path: Path) -> Path:
@@ -91,7 +91,7 @@ def _from_mirrors(target: Path, urls: Sequence[str], checksum: str) -> Path:
         except _BadMirror as failure:
             failures.append(f"{url}: {failure}")
             continue
-        except Unwritable:
+        except Refused:
             with contextlib.suppress(OSError):
                 discard(partial)  # it would keep the disk full
             raise

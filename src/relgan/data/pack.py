@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relgan.cache import Unwritable, cache_dir, keyed, load_or_make, progress_bar
-from relgan.data.archives import identity, locate
+from relgan.cache import Refused, cache_dir, keyed, load_or_make, progress_bar
+from relgan.data.archives import beside, identity, locate
 from relgan.data.decode import Unusable
 from relgan.data.sources import Source
 from relgan.data.store import FORMAT, PackedStore, StoreWriter, fixed_subset
@@ -54,9 +54,17 @@ def store_path(options: DatasetOptions) -> Path:
     # Where there are always labels, the store has them whether or not they are used.
     if registered.facts.labels or not options.labels:
         del values["labels"]
-    source = identity(locate(options.path)) if options.path else None
-    key = {"format": FORMAT, "options": values, "source": source, "code": registered.code}
+    key = {"format": FORMAT, "options": values, "source": _source_identity(options), "code": registered.code}
     return keyed(_FOLDER, f"{options.name}-{options.image_size}", key)
+
+
+def _source_identity(options: DatasetOptions) -> str | None:
+    """What changes with the user's files; None where there are none."""
+    if not options.path:
+        return None
+    path = locate(options.path)
+    lists = DATASETS[options.name].facts.split_lists if options.split != "all" else ()
+    return identity(path, *beside(path, lists))
 
 
 def prepared() -> list[Path]:
@@ -82,7 +90,7 @@ def prepare(options: DatasetOptions, *, progress: bool = True) -> PackedStore:
     _check_facts(options)
     try:
         store = load_or_make(store_path(options), PackedStore.open, lambda path: _make(path, options, progress))
-    except Unwritable as error:
+    except Refused as error:
         raise RelganError(
             f"cannot write prepared data to {cache_dir()} or elsewhere ({error}); "
             "the environment variable RELGAN_CACHE chooses another place"

@@ -147,7 +147,7 @@ class StoreWriter:
 
     Ordinary writes, not a memory map: a full disk is then an OSError instead of a bus error. Leaving the
     ``with`` block without :meth:`finish` removes what was written. All methods raise
-    :class:`relgan.cache.Unwritable` where the disk refuses.
+    :class:`relgan.cache.Refused` where the disk refuses.
     """
 
     def __init__(self, path: Path, height: int, width: int, channels: int) -> None:

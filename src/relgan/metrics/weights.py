@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from relgan.cache import Unwritable
+from relgan.cache import Refused
 from relgan.data.download import DownloadError, fetch
 from relgan.options import ConfigError, user_path
 
@@ -48,7 +48,7 @@ class WeightFile:
         path = Path(torch.hub.get_dir()) / "checkpoints" / self.name
         try:
             return fetch(path, [self.url], f"sha256:{self.sha256}")
-        except (Unwritable, DownloadError) as error:
+        except (Refused, DownloadError) as error:
             raise ConfigError(
                 self.option,
                 f"{self.name} could not be downloaded ({error}); get it from {self.url} and put it into "

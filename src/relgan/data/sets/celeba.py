@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from relgan.cache import cache_dir, load_or_make, writing
-from relgan.data.archives import Files, as_text, reading, roots
+from relgan.data.archives import Files, as_text, beside, reading, roots
 from relgan.data.decode import Unusable
 from relgan.data.sources import FolderSource
 from relgan.options import ConfigError, first_line
@@ -15,6 +16,7 @@ from relgan.registry import DatasetCard, DatasetOptions, register_dataset
 
 _IMAGES = r"\d{6}\.(jpg|jpeg|png)"
 _PARTITION = r"list_eval_partition\.(txt|csv)"
+_LISTS_BESIDE = ("list_eval_partition.*", "Eval/list_eval_partition.*")
 _SPLITS = {"train": "0", "valid": "1", "test": "2"}
 
 
@@ -27,6 +29,7 @@ _SPLITS = {"train": "0", "valid": "1", "test": "2"}
         size="1.4 GB",
         get="dataset.path=img_align_celeba.zip",
         splits=True,
+        split_lists=_LISTS_BESIDE,
         labels=False,
     ),
 )
@@ -53,14 +56,13 @@ def _partition(files: Files) -> dict[str, str]:
         except Unusable as error:
             raise ConfigError("dataset.split", f"{listed[0][1]} is {error.reason} ({error.detail})") from error
     else:
-        parent = files.roots[0].parent
-        beside = [*parent.glob("list_eval_partition.*"), *parent.glob("Eval/list_eval_partition.*")]
-        if not beside:
+        lists = beside(files.roots[0], _LISTS_BESIDE)
+        if not lists:
             raise ConfigError(
                 "dataset.split", "needs list_eval_partition.txt in or beside dataset.path; or use dataset.split=all"
             )
-        with reading(beside[0], "dataset.split"):
-            data = beside[0].read_bytes()
+        with reading(lists[0], "dataset.split"):
+            data = lists[0].read_bytes()
     return dict(re.findall(r"(\d{6})\.\w+\W+([012])\b", as_text(data)))
 
 
@@ -101,6 +103,8 @@ def _from_google_drive(folder: Path) -> Path:
         try:
             download_file_from_google_drive(identifier, str(folder), name, md5)
         except Exception as error:  # gdown raises what its web page parsing meets
+            with suppress(OSError):  # unless another file is in it already
+                folder.rmdir()
             raise ConfigError(
                 "dataset.path",
                 f"{name} could not be downloaded (quota? {first_line(error)}); "
