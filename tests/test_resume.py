@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import tiny
+from relgan.cli.compose import run_directory
 from relgan.config import as_values, overlay
 from relgan.generator import load
 from relgan.losses import AdversarialLoss, combined
@@ -331,3 +332,27 @@ def test_the_last_step_of_each_kind(tmp_path: Path) -> None:
     assert last_logged(run) == {}
     run.metrics.write_text(line(0, "eval") + line(2) + line(4, "eval") + line(6) + '{"kind', encoding="utf-8")
     assert last_logged(run) == {"train": 6, "eval": 4}
+
+
+# --- its name ---
+
+
+def test_a_new_run_has_the_name_of_the_one_it_starts_from(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    tiny.run(started, "name=faces", "train.iterations=1")
+    elsewhere = tmp_path / "elsewhere.pt"
+    elsewhere.write_bytes((started / "checkpoints" / "last.pt").read_bytes())
+    places = {started: "faces", started / "checkpoints" / "last.pt": "faces", elsewhere: "faces"}
+    for path, name in places.items():
+        assert run_directory(tiny.config(f"resume={path}"), "now") == Path("outputs") / name / "now"
+        assert run_directory(tiny.config(f"resume={path}", "name=own"), "now") == Path("outputs/own/now")
+
+
+@pytest.mark.parametrize("content", ["train: [", "a: b", "- 1", ""])
+def test_a_damaged_configuration_beside_a_good_checkpoint_stops_nothing(tmp_path: Path, content: str) -> None:
+    started = tmp_path / "started"
+    tiny.run(started, "train.iterations=1")
+    (started / "config.yaml").write_text(content)
+    config = tiny.config(f"resume={started}", "train.iterations=2")
+    assert run_directory(config, "now") == Path("outputs/digits-ragan/now")
+    assert tiny.run(tmp_path / "new", f"resume={started}", "train.iterations=2") == Outcome("finished", 0)

@@ -64,9 +64,10 @@ def build_run(
     precision = choose_precision(config.precision, device)
     engine = choose_engine(config.engine, device, config, ranks=world_size())
     store = prepare(config.dataset)
+    evaluator = _build_evaluator(config, store, device)
     state = _build_state(config, store, device, captured=engine == "cudagraph")
     if origin is not None:
-        resume.restore(origin, state, store)
+        resume.restore(origin, state, store, {} if evaluator is None else evaluator.protocol)
     update = _build_update(config, state, store, precision)
     engine, iteration = _build_iteration(config, engine, update, store)
     run = Run(
@@ -79,7 +80,7 @@ def build_run(
         schedules=Schedules(config, len(store), state, update),
         iteration=iteration,
         engine=engine,
-        evaluator=_build_evaluator(config, store, device),
+        evaluator=evaluator,
         command=list(words),
         resumed_from=None if origin is None else str(origin.path),
     )

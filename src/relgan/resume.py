@@ -23,6 +23,7 @@ from relgan.config import (
     run_name,
 )
 from relgan.files import atomic_write
+from relgan.metrics.catalogue import OF_NO_SCORE
 from relgan.options import ConfigError, RelganError, flatten, user_path
 from relgan.rundir import OccupiedError, RunDir
 from relgan.tracking.base import Context, Tracker, open_trackers
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("relgan")
 
 # A continued run may go on longer, report more or less often, elsewhere and on another device. Images are compared by
-# their fingerprint; the weights of extractors are told by their hash in the protocol of every score.
+# their fingerprint, weights of extractors by their hash in the protocol of the scores.
 MAY_DIFFER = (
     *("name", "device", "resume", "plugins", "fail_fast"),
     *("dataset.path", "dataset.url", "dataset.residence", "dataset.min_images"),
@@ -180,8 +181,11 @@ def _checkpoint(resume: str, own: RunDir) -> Path | None:
     return path
 
 
-def restore(origin: Origin, state: TrainState, store: PackedStore) -> None:
+def restore(origin: Origin, state: TrainState, store: PackedStore, protocol: Mapping[str, Any]) -> None:
     """Put the checkpoint's state into the new objects.
+
+    Args:
+        protocol: how scores will be made. Where they were made otherwise before, they are not ranked together.
 
     Raises:
         RelganError: it was trained on other images or for longer than is now asked for, or the networks do not fit.
@@ -190,9 +194,23 @@ def restore(origin: Origin, state: TrainState, store: PackedStore) -> None:
     if before != now:
         raise ConfigError("dataset.path", f"the checkpoint was trained on other images ({before}) than these ({now})")
     state.load_state_dict(origin.content)
-    if not origin.in_place:
+    changed = _otherwise_scored(origin.content["protocol"], protocol)
+    if origin.in_place and changed:
+        log.warning(
+            "%s: best.pt is chosen anew, because scores made in different ways are not ranked together", changed
+        )
+    if changed or not origin.in_place:
         # What another directory's run was scored belongs to it.
         state.history = type(state.history)(visited=state.history.visited)
+
+
+def _otherwise_scored(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """What makes scores of two protocols incomparable; None where nothing does."""
+    before, now = flatten(old), flatten(new)
+    for fact in sorted(before.keys() | now.keys()):
+        if fact.partition(".")[0] not in OF_NO_SCORE and before.get(fact) != now.get(fact):
+            return f"{fact} of the scores was {before.get(fact)}, now {now.get(fact)}"
+    return None
 
 
 def begin(run: Run, origin: Origin | None, *, sweep: str | None, job_type: str) -> None:

@@ -33,6 +33,7 @@ CONTENT: dict[str, Any] = {
     "classes": [],
     "class_counts": [],
     "data_fingerprint": "0123",
+    "protocol": {},
     "tracker_run_id": None,
     "foreign": {},
     "history": {"final": {}, "best": {}, "ranking": {}, "visited": True},

@@ -24,14 +24,15 @@ def names(directory: Path) -> list[str]:
 
 
 @pytest.fixture
-def _scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """eval/fid falls and rises."""
+def scored(monkeypatch: pytest.MonkeyPatch) -> type:
+    """eval/fid falls and rises; the class of the evaluator."""
 
     class Evaluator:
         protocol: ClassVar[dict[str, Any]] = {}
 
     monkeypatch.setattr("relgan.build._build_evaluator", lambda *_: Evaluator())
     monkeypatch.setattr(Run, "evaluate", lambda self: {"eval/fid": VALUES[self.state.step]})
+    return Evaluator
 
 
 def test_the_newest_stay(tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_the_newest_stay(tmp_path: Path) -> None:
     assert "step_00000004" in names(tmp_path)
 
 
-@pytest.mark.usefixtures("_scored")
+@pytest.mark.usefixtures("scored")
 def test_the_best_stay(tmp_path: Path) -> None:
     tiny.run(tmp_path, *SCORED, "train.keep_best=3")
     assert names(tmp_path) == ["best", "best_00000002", "best_00000006", "best_00000010", "last", "last.previous"]
@@ -57,21 +58,36 @@ def test_the_best_stay(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path, "best_00000002")["step"] == 2
 
 
-@pytest.mark.usefixtures("_scored")
+@pytest.mark.usefixtures("scored")
 def test_the_best_of_a_run_in_two_parts(tmp_path: Path) -> None:
     for iterations in (4, 10):
         tiny.run(tmp_path, *SCORED, "train.keep_best=2", f"train.iterations={iterations}", "resume=auto")
     assert names(tmp_path) == ["best", "best_00000006", "best_00000010", "last", "last.previous"]
 
 
-@pytest.mark.usefixtures("_scored")
+def test_scores_made_in_another_way_are_not_ranked_with_those_before(
+    scored: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Step 6, with 3.0 the best of all, is scored by other weights than the steps after it."""
+    for versions, weights, iterations in (("1", "a", 6), ("2", "a", 8), ("2", "b", 10)):
+        protocol = {"weights": weights, "versions": {"torch": versions}}
+        monkeypatch.setattr(scored, "protocol", protocol)
+        tiny.run(tmp_path, *SCORED, f"train.iterations={iterations}", "resume=auto")
+        assert tiny.last(tmp_path, "best")["step"] == {"a": 6, "b": 10}[weights]
+    assert [line.getMessage() for line in caplog.records if "anew" in line.getMessage()] == [
+        "weights of the scores was a, now b: best.pt is chosen anew, because scores made in different ways are not "
+        "ranked together"
+    ]
+
+
+@pytest.mark.usefixtures("scored")
 def test_by_default_only_one_of_each(tmp_path: Path) -> None:
     tiny.run(tmp_path, *SCORED)
     assert names(tmp_path) == ["best", "last", "last.previous"]
     assert tiny.last(tmp_path, "best")["step"] == 6
 
 
-@pytest.mark.usefixtures("_scored")
+@pytest.mark.usefixtures("scored")
 def test_nothing_that_the_last_checkpoint_counts_on_is_deleted_before_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shlex
 import textwrap
@@ -154,19 +155,31 @@ def run_directory(config: Any, time: str) -> Path:
     Args:
         config: a Config or, unless ``resume=auto``, its OmegaConf twin.
     """
-    base = home_of(config)
-    if config.resume not in (None, "auto") and config.name is None:
-        path = user_path(str(config.resume)).absolute()
-        saved = RunDir(path if path.is_dir() else path.parent.parent).read_config()
-        base = home_of(OmegaConf.create(saved)) if saved else base
+    base = None
     if config.resume == "auto":
         from relgan.resume import newest
 
-        found = newest(base, config)
-        if found is not None:
+        if found := newest(home_of(config), config):
             return found
+    elif config.resume is not None and config.name is None:
+        base = _home_of_run(user_path(str(config.resume)).absolute())
     # The ranks of one job agree on it.
-    return base / os.environ.get(STARTED, time)
+    return (base or home_of(config)) / os.environ.get(STARTED, time)
+
+
+@functools.cache
+def _home_of_run(path: Path) -> Path | None:
+    """Where runs of the name lie that the run directory or checkpoint at ``path`` has; None where it is unreadable."""
+    try:
+        if path.is_dir():
+            saved = RunDir(path).read_config()
+        else:
+            from relgan.training import checkpoint
+
+            saved = checkpoint.load(path)["config"]
+        return home_of(OmegaConf.create(saved))
+    except (RelganError, OmegaConfBaseException):
+        return None
 
 
 def to_config(node: DictConfig, base: Path) -> Config:

@@ -17,6 +17,8 @@ Direction = Literal["min", "max"]
 
 FEATURES = "features"
 LITERATURE = "inception"
+# Facts of a protocol that do not bar two scores from one ranking.
+OF_NO_SCORE = ("seed", "versions", "metrics")
 _SPREADS = {"_std": "standard deviation", "_se": "standard error"}
 
 

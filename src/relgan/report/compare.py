@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relgan.metrics.catalogue import FEATURES, direction, families, family, score_of
+from relgan.metrics.catalogue import FEATURES, OF_NO_SCORE, direction, families, family, score_of
 from relgan.options import flatten
 from relgan.registry import LOSSES
 from relgan.report.collect import Row, RunRecord
@@ -25,8 +25,7 @@ _NOT_COMPARED = {
     *("name", "seed", "device", "resume", "fail_fast"),
     *("train.log_every", "train.sample_every", "train.sample_count", "train.checkpoint_every"),
 }
-# Facts of the protocol that tell nothing, or something of every score; others belong to one family of scores.
-_OF_NO_SCORE = ("seed", "versions", "metrics")
+# Facts of the protocol that tell something of every score; others belong to one family of scores.
 _OF_ANY_SCORE = ("reference", "generator", "generator_mode", "batch_size")
 
 
@@ -239,7 +238,7 @@ def _differs(runs: Sequence[RunRecord], key: str, value: Any) -> bool:
 def _concerns(fact: str, key: str) -> bool:
     """Whether values of a score may be compared only where this fact of the protocol, by its dotted name, agrees."""
     name, _, rest = fact.partition(".")
-    if name in _OF_NO_SCORE or name.endswith("weights_known"):
+    if name in OF_NO_SCORE or name.endswith("weights_known"):
         return False
     if name in _OF_ANY_SCORE:
         return True

@@ -180,6 +180,7 @@ class Run:
             "classes": self.store.classes if self.class_counts else [],
             "class_counts": self.class_counts,
             "data_fingerprint": self.store.fingerprint,
+            "protocol": self.protocol,
             "tracker_run_id": self.trackers.run_id,
             "foreign": self.foreign,
         }
