@@ -144,6 +144,16 @@ def test_a_start_from_zero_says_which_run_it_leaves_and_why(
     assert said.getMessage() == f"resume=auto: starting anew, not going on with {left.path}: {reason}"
 
 
+def test_of_several_ranks_one_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / "outputs" / "digits-ragan"
+    make(home, "2026-01-01", "diverged")
+    monkeypatch.setattr("relgan.distributed.is_main", lambda: False)
+    assert find(tiny.config("resume=auto"), RunDir(home / "2026-01-02"), ()) is None
+    assert not caplog.records
+
+
 def test_the_first_start_of_a_run_warns_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The other jobs of a sweep, and what lies beside a directory that was chosen, are not meant by auto."""
     make(tmp_path / "multirun" / "s", "seed=2", "diverged", "seed=2")

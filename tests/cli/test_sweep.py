@@ -187,6 +187,7 @@ def test_what_cannot_be_composed_stops_everything_before_it_starts(sweep: Sweep,
     result = sweep("seed=1,2", wrong)
     assert result.code == 2
     assert result.err.count("\n") == 1
+    assert "continue with" not in result.out
     assert not list(Path().rglob("summary.json"))
 
 

@@ -112,9 +112,10 @@ def refused(result: Result, *needed: str) -> None:
         (["loss=null"], ["loss", "null"]),
         (["train.batch_size=-4"], ["train.batch_size: must be ≥ 2, got -4"]),
         (["train.batch_size=many"], ["train.batch_size: ", "'many'", "Integer"]),
-        (["train.batch_size=null"], ["train.batch_size: "]),
+        (["train.batch_size=null"], ["train.batch_size: null is not accepted"]),
         (["train.batch_size=65"], ["train.batch_size: 65 is more than the 64 images"]),
-        (["train.batch_size"], ["train.batch_size"]),
+        (["train.batch_size"], ["train.batch_size: options are KEY=VALUE"]),
+        (["metrics.scores=null"], ["metrics.scores: null is not accepted"]),
         (["seed=1,2"], ["seed: several values need -m"]),
         (["metrics.scores=fidd"], ["metrics.scores: 'fidd' is not one of", "did you mean fid?"]),
         (["dataset.image_size=48"], ["dataset.image_size: 48 is not one of 16, 32, 64, 128, 256"]),
@@ -134,6 +135,26 @@ def test_what_the_user_can_mend_is_one_line(relgan: Relgan, arguments: list[str]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_choice_of_ones_own_may_be_called_like_a_folder(relgan: Relgan, tmp_path: Path) -> None:
+    Path("mine").mkdir()
+    assert "mine is a path; for a folder" in relgan("dataset=mine").err
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    (tmp_path / "conf" / "dataset" / "mine.yaml").write_text("name: digits\nnum_images: 64\n")
+    done = relgan("--config-dir", str(tmp_path / "conf"), "dataset=mine", "train.iterations=1", "plugins=")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_a_working_directory_that_was_deleted_is_one_line(
+    relgan: Relgan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    result = relgan()
+    assert result.code == 2
+    assert result.err == "relgan-train: the working directory cannot be read: No such file or directory\n"
+
+
 def test_a_device_that_is_not_there(relgan: Relgan) -> None:
     refused(relgan("device=cuda"), "device: cuda is not available", "accepted here: auto, cpu")
 

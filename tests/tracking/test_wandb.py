@@ -251,8 +251,10 @@ def test_the_jobs_of_a_sweep_are_runs_of_their_own_whatever_the_environment_says
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An agent of W&B sets the first two for what it starts, and lets them overrule what a program says."""
-    for name, value in {"RUN_ID": "shared", "SWEEP_ID": "s", "RESUME": "auto", "MODE": "offline"}.items():
+    said = {"RUN_ID": "shared", "NAME": "one", "SWEEP_ID": "s", "RESUME": "auto", "MODE": "offline"}
+    for name, value in said.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     contexts = [Context(tmp_path / job, "group", "sweep", alone=False) for job in ("a", "b")]
-    first, second = (begun(tmp_path, WandbOptions(), context).run_id for context in contexts)
-    assert len({first, second, "shared"}) == 3
+    first, second = (begun(tmp_path, WandbOptions(), context) for context in contexts)
+    assert len({first.run_id, second.run_id, "shared"}) == 3
+    assert "one" not in {first.display_name, second.display_name}

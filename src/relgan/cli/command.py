@@ -245,6 +245,8 @@ def one_line(error: BaseException) -> str:
             return f"{name}: no such option{unknown(name)}"
         if "is not a ListConfig" in reason:
             return f"{name}: must be a list, [A,B]"
+        if "is not Optional" in reason:
+            return f"{name}: null is not accepted"
         return f"{name}: {reason}"
     return " ".join(texts[0].split())
 
