@@ -37,6 +37,8 @@ def _environment(shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def _signals() -> Iterator[None]:
     """What a test answers is answered no more after it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A script that starts the tests in the background has Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

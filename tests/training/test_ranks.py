@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -197,14 +198,47 @@ def test_a_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
         assert job.stdout is not None
         while not list(tmp_path.rglob("step_00000000.png")) and job.poll() is None:
             time.sleep(0.1)
-        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGKILL)
+        os.kill(_children(job.pid)[-1], signal.SIGKILL)
         started = time.perf_counter()
         output = job.communicate(timeout=120)[0]
         assert time.perf_counter() - started < 60
         assert job.returncode != 0
         assert "SIGKILL" in output
     assert all(tiny.summary(path.parent)["status"] != "finished" for path in tmp_path.rglob("summary.json"))
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_ends_the_others_and_the_same_lines_again_go_on(tmp_path: Path) -> None:
+    """Two agents of torchrun, each a node of one rank; one is killed with all it has started."""
+    options = ["train.iterations=1000", "train.checkpoint_every=50", "train.log_every=500"]
+    options += ["hydra.run.dir=long", "resume=auto"]
+
+    def start() -> list[subprocess.Popen[bytes]]:
+        with socket.socket() as server:
+            server.bind(("localhost", 0))
+            place = f"localhost:{server.getsockname()[1]}"
+        agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+        agent += ["--rdzv-backend=c10d", f"--rdzv-endpoint={place}", "-m", "relgan.cli.train"]
+        command = [*agent, *tiny.ARGUMENTS, *options]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        return [subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, **quiet) for _ in "ab"]  # type: ignore[call-overload]
+
+    staying, dying = start()
+    while not (tmp_path / "long" / "checkpoints" / "last.previous.pt").exists():
+        assert staying.poll() is None
+        time.sleep(0.1)
+    # A worker is in a session of its own.
+    for process in (dying.pid, *_children(dying.pid)):
+        os.kill(process, signal.SIGKILL)
+    assert (staying.wait(120), dying.wait(10)) == (1, -signal.SIGKILL)
+    assert tiny.summary(tmp_path / "long")["status"] != "finished"
+    assert [agent.wait(120) for agent in start()] == [0, 0]
+    assert "continuing from" in (tmp_path / "long" / "train.log").read_text()
+    assert tiny.summary(tmp_path / "long")["status"] == "finished"
+
+
+def _children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ SETTINGS = {
     ],
 }
 # What says when and where, not what was learnt.
-NOT_TRAINED = ("config", "seconds", "tracker_run_id", "history")
+NOT_TRAINED = ("config", "protocol", "seconds", "tracker_run_id", "history")
 
 
 def trained(directory: Path, name: str = "last") -> dict[str, Any]:

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import math
 import re
+import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from relgan.cli import workers
 from relgan.cli.command import EXIT_BAD_INPUT, again, fail, near
 from relgan.metrics.catalogue import card_of, direction
-from relgan.options import ConfigError, RelganError
+from relgan.options import ConfigError, RelganError, first_line
 from relgan.registry import TrackerOptions
 from relgan.rundir import RunDir
 from relgan.tracking.console import console
@@ -156,15 +157,29 @@ def reported() -> Iterator[None]:
         yield
     except BaseException as error:
         number, sweep = workers.asked_to_stop(), SweepCallback.running
+        if lost := _lost_job(error):
+            log.error("%s", lost)
         jobs = [] if sweep is None else sweep.report()
-        if sweep is not None and jobs and (number or _can_go_on(error)):
+        if sweep is not None and jobs and (number or lost or _can_go_on(error)):
             # Unless a name gives it one, the sweep's directory is a new one each time.
             place = near(Path(sweep.config.hydra.sweep.dir).absolute(), Path.cwd())
             log.info("continue with: %s", again() if sweep.config.name else again(**{"hydra.sweep.dir": place}))
         if number:
             # Whatever was raised comes of it: a worker, for one, that the signal found before it could answer.
             raise SystemExit(128 + number) from error
+        if lost:
+            raise SystemExit(1) from error
         raise
+
+
+def _lost_job(error: BaseException) -> str | None:
+    """What to say where submitit waited in vain for a job: it was cancelled or killed, or its machine failed."""
+    submitit = sys.modules.get("submitit")
+    if submitit is None or not isinstance(error, submitit.core.utils.UncompletedJobError):
+        return None
+    job, state = (re.search(pattern, str(error)) for pattern in (r"Job (\S+)", r"\(state: (.+)\)"))
+    which = f"job {job[1]} left no result ({state[1]})" if job and state else first_line(error)
+    return f"{which}; the other jobs go on"
 
 
 def _can_go_on(error: BaseException) -> bool:
