@@ -170,10 +170,6 @@ def test_what_a_builder_returns_is_checked() -> None:
     register_score("bare", about="no score")(lambda options, metrics, extractors: 5)
     with pytest.raises(ConfigError, match=r"metrics\.scores: bare builds a int, not a .*Score"):
         evaluator(scores=["bare"])
-    with pytest.raises(ConfigError, match=r"metrics\.scores: is needs classes, and the extractor pooling has none"):
-        evaluator(scores=["is"])
-    with pytest.raises(ConfigError, match=r"is_infinity needs classes, and the extractor pooling has none"):
-        evaluator(scores=["is_infinity"])
 
 
 def test_a_score_is_left_out_where_it_makes_no_sense() -> None:

@@ -179,11 +179,20 @@ def test_the_protocol_knows_the_file(
     assert caplog.text.count("this is not the published") == 2
 
 
-def test_a_network_without_classes_has_no_inception_score(clip_weights: Path) -> None:
-    config = MetricsConfig(scores=["is"], extractor="clip_b32", weights=str(clip_weights))
+def test_a_network_without_classes_has_no_inception_score(clip_weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def keys(*scores: str) -> list[str]:
+        config = MetricsConfig(scores=list(scores), extractor="clip_b32", weights=str(clip_weights))
+        made = Evaluator(config, folder, InMemory(pictures(4, 1)), latent_dim=0, seed=0, device=CPU)
+        return [score.options.name for score in made.scores]
+
     folder = DatasetOptions(name="folder")
-    with pytest.raises(ConfigError, match="is needs classes, and the extractor clip_b32 has none"):
-        Evaluator(config, folder, InMemory(pictures(4, 1)), latent_dim=0, seed=0, device=CPU)
+    with caplog.at_level("INFO", "relgan"):
+        assert keys("fid", "is", "precision", "is_infinity") == ["fid", "precision"]
+    assert "no is, is_infinity without classes, as the extractor clip_b32 has none" in caplog.messages
+    with pytest.raises(
+        ConfigError, match=r"^metrics\.scores: there is no is without classes, as the extractor clip_b3"
+    ):
+        keys("is")
 
 
 @pytest.mark.usefixtures("_small")

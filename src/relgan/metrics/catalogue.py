@@ -50,12 +50,14 @@ class ScoreCard:
             literature's for "features". Scores of other families have no extractor in their keys unless this is set.
         suits: whether the score makes sense for a data set; elsewhere it is left out.
         conditional: whether it judges only generators that are asked for classes; it is left out of other runs.
+        by_classes: whether it judges by the extractor's classes; it is left out where the network has none.
     """
 
     keys: tuple[Key, ...] = ()
     family: str = FEATURES
     suits: Callable[[DatasetCard], bool] = lambda dataset: True
     conditional: bool = False
+    by_classes: bool = False
     unnamed: str | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +77,7 @@ register_score(
     None,
     "relgan.metrics.scores.inception:InceptionScore",
     about="inception score: sure of each image, unsure of all together",
-    facts=ScoreCard((Key("is", "IS", "max", ("score", "Classifier score")),)),
+    facts=ScoreCard((Key("is", "IS", "max", ("score", "Classifier score")),), by_classes=True),
 )
 register_score(
     "kid",
@@ -124,7 +126,7 @@ register_score(
     None,
     "relgan.metrics.scores.infinity:InceptionInfinity",
     about="inception score extrapolated to infinitely many generated images",
-    facts=ScoreCard((Key("is_infinity", "IS∞", "max", ("score_infinity", "Classifier score∞")),)),
+    facts=ScoreCard((Key("is_infinity", "IS∞", "max", ("score_infinity", "Classifier score∞")),), by_classes=True),
 )
 register_score(
     "vendi",

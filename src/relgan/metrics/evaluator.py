@@ -27,7 +27,7 @@ from relgan.metrics.scores import Batch, Score, Seen
 from relgan.metrics.scores.copies import Neighbours
 from relgan.metrics.statistics import RealStatistics
 from relgan.networks.sampling import UNSCORABLE, draw_labels, sample_images
-from relgan.options import first_line
+from relgan.options import ConfigError, first_line
 from relgan.registry import DATASETS, SCORES, DatasetOptions
 
 _PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "numpy", "relgan")
@@ -72,7 +72,7 @@ class Evaluator:
         self.class_counts = class_counts
         self.real: Images = StoreImages(real) if isinstance(real, PackedStore) else real
         self._extractors = Extractors(config, dataset, device)
-        built = [self._build(name) for name in config.scores if self._suits(card_of(name), dataset)]
+        built = [self._build(name) for name in self._sensible(dataset)]
         self.scores = [score for score in built if isinstance(score, Score)]
         self._neighbours = next((picture for picture in built if isinstance(picture, Neighbours)), None)
         self._references: dict[int, RealStatistics] = {}
@@ -85,6 +85,18 @@ class Evaluator:
         self._feeding: dict[Extractor | None, list[Score]] = {}
         self._prepare_accumulators()
         self._warned: set[str] = set()
+
+    def _sensible(self, dataset: DatasetOptions) -> list[str]:
+        """The scores that are asked for and make sense."""
+        names = [name for name in self.config.scores if self._suits(card_of(name), dataset)]
+        by_classes = [name for name in names if card_of(name).by_classes]
+        if not by_classes or self._extractors.chosen.num_classes:
+            return names
+        reason = f"without classes, as the extractor {self._extractors.chosen.name} has none"
+        if names == by_classes:
+            raise ConfigError("metrics.scores", f"there is no {', '.join(names)} {reason}")
+        log.info("no %s %s", ", ".join(by_classes), reason)
+        return [name for name in names if name not in by_classes]
 
     def _suits(self, card: ScoreCard, dataset: DatasetOptions) -> bool:
         return card.suits(DATASETS[dataset.name].facts) and (bool(self.class_counts) or not card.conditional)

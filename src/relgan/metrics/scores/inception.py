@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from relgan.config import MetricsConfig
-from relgan.metrics.extractors import Extractors
 from relgan.metrics.scores import Batch, FeatureScore
 from relgan.metrics.statistics import Estimate
-from relgan.options import ConfigError
 
 
 def classifier_score(probabilities: Tensor, negentropy: Tensor, counts: Tensor) -> Estimate:
@@ -65,17 +62,7 @@ class ClassMarginals(Metric):
 
 
 class InceptionScore(FeatureScore):
-    """High where the classifier is sure of each image and finds all classes equally often.
-
-    Raises:
-        ConfigError: the extractor is no classifier.
-    """
-
-    def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
-        super().__init__(options, metrics, extractors)
-        if not self.extractor.num_classes:
-            wants = f"{options.name} needs classes"
-            raise ConfigError("metrics.scores", f"{wants}, and the extractor {self.extractor.name} has none")
+    """High where the classifier is sure of each image and finds all classes equally often."""
 
     @property
     def settings(self) -> dict[str, object]:
