@@ -119,11 +119,12 @@ def update(
     accumulate: int = 1,
     pack: int = 1,
     channels: int = 1,
+    size: int = 32,
     **of_loss: Any,
 ) -> Update:
-    """An update of new 32×32 networks on the CPU; ``of_loss`` are options of the loss."""
+    """An update of new size×size networks on the CPU; ``of_loss`` are options of the loss."""
     device = torch.device("cpu")
-    generator, critic = (network.to(dtype) for network in build_networks(options, 32, channels, classes))
+    generator, critic = (network.to(dtype) for network in build_networks(options, size, channels, classes))
     augmentation = AUGMENTATIONS[augment].options
     optimizer_g, optimizer_d = build_optimizers(optimizer or OptimizerConfig(lr_g=2e-4, lr_d=2e-4), generator, critic)
     return Update(

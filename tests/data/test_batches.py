@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from relgan.data.batches import Batches, Sampler
+from relgan.data.batches import AHEAD, Batches, Ring, Sampler
 from relgan.data.store import PackedStore, StoreWriter
 from relgan.options import ConfigError
 
@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> PackedStore:
 
 
 def draw(sampler: Sampler, calls: int) -> np.ndarray:
-    return torch.cat([sampler.next() for _ in range(calls)]).numpy()
+    return np.concatenate([sampler.next() for _ in range(calls)])
 
 
 def test_an_epoch_holds_every_image_once_though_batches_straddle() -> None:
@@ -54,8 +54,8 @@ def test_ranks_share_out_the_batch_of_a_single_process(sampling: str) -> None:
     alone = Sampler(50, 12, sampling, seed=1)
     ranks = [Sampler(50, 4, sampling, seed=1, rank=rank, world_size=3) for rank in range(3)]
     for _ in range(9):
-        together = torch.cat([rank.next() for rank in ranks])
-        assert torch.equal(together, alone.next())
+        together = np.concatenate([rank.next() for rank in ranks])
+        np.testing.assert_array_equal(together, alone.next())
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
@@ -68,7 +68,7 @@ def test_batches_are_the_sampled_images_scaled(store: PackedStore, residence: st
     indices = Sampler(40, 8, "epoch", seed=5).next()
     batches = Batches(store, Sampler(40, 8, "epoch", seed=5), torch.device("cpu"), False, residence=residence)
     images = batches.next().images
-    expected = store.images[indices.numpy()].transpose(0, 3, 1, 2) / 127.5 - 1
+    expected = store.images[indices].transpose(0, 3, 1, 2) / 127.5 - 1
     np.testing.assert_allclose(images.numpy(), expected, atol=1e-6)
     assert images.dtype == torch.float32
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -97,6 +97,40 @@ def test_batches_resume_exactly_mirrors_included(store: PackedStore) -> None:
     second.load_state_dict(first.state_dict())
     for _ in range(4):
         assert torch.equal(first.next().images, second.next().images)
+
+
+class Copied:
+    """An event of a device that makes a copy only when somebody waits for it, and keeps what it copied from."""
+
+    def __init__(self) -> None:
+        self.recorded, self.waited = 0, 0
+
+    def record(self) -> None:
+        self.recorded += 1
+
+    def synchronize(self) -> None:
+        self.waited = self.recorded
+
+
+def test_a_buffer_is_used_again_only_after_its_copy_and_there_are_no_more() -> None:
+    events: list[Copied] = []
+
+    def event() -> Copied:
+        assert all(each.recorded == 0 for each in events), "made once"
+        events.append(Copied())
+        return events[-1]
+
+    ring = Ring(np.zeros((4, 2), np.uint8), torch.device("cpu"), event)
+    sent = []
+    for number in range(3 * AHEAD):
+        waited = [each.waited for each in events]
+        sent.append(ring.send(np.full((4 - number % 2, 2), number, np.uint8)))
+        used = number % AHEAD
+        assert events[used].waited == events[used].recorded - 1
+        assert [each.waited for k, each in enumerate(events) if k != used] == waited[:used] + waited[used + 1 :]
+    assert len(events) == AHEAD
+    for number, values in enumerate(sent):
+        assert values.tolist() == [[number, number]] * (4 - number % 2)
 
 
 @pytest.mark.gpu

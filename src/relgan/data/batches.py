@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from relgan.data.store import PackedStore
@@ -16,6 +20,8 @@ from relgan.options import ConfigError
 from relgan.registry import DatasetOptions
 
 log = logging.getLogger("relgan")
+
+AHEAD = 8  # batches on their way to a GPU
 
 _COPY_ROWS = 4096
 _FLIP_STREAM = 1
@@ -63,31 +69,31 @@ class Sampler:
         self.global_batch = batch_size * world_size
         self.part = slice(rank * batch_size, (rank + 1) * batch_size)
         self.drawn = 0
-        self._permutation: tuple[int, np.ndarray[Any, Any]] | None = None
+        self._permutation: tuple[int, NDArray[np.int64]] | None = None
         if self.global_batch > num_images:
             raise ConfigError(
                 "train.batch_size",
                 f"{self.global_batch} is more than the {num_images} images of the data set",
             )
 
-    def next(self) -> Tensor:
-        """The next indices: int64 (batch_size,)."""
+    def next(self) -> NDArray[np.int64]:
+        """The next indices: (batch_size,)."""
         draw = self._independent if self.sampling == "independent" else self._from_epochs
         indices = draw()[self.part]
         self.drawn += self.global_batch
-        return torch.from_numpy(indices)
+        return indices
 
-    def _independent(self) -> np.ndarray[Any, Any]:
+    def _independent(self) -> NDArray[np.int64]:
         rng = np.random.default_rng([self.seed, self.drawn])
         return rng.choice(self.num_images, self.global_batch, replace=False)
 
-    def _from_epochs(self) -> np.ndarray[Any, Any]:
+    def _from_epochs(self) -> NDArray[np.int64]:
         epoch, start = divmod(self.drawn, self.num_images)
         indices = self._epoch(epoch)[start : start + self.global_batch]
         missing = self.global_batch - len(indices)
         return np.concatenate([indices, self._epoch(epoch + 1)[:missing]]) if missing else indices.copy()
 
-    def _epoch(self, epoch: int) -> np.ndarray[Any, Any]:
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
         if self._permutation is None or self._permutation[0] != epoch:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
             self._permutation = (epoch, order)
@@ -98,6 +104,43 @@ class Sampler:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.drawn = int(state["drawn"])
+
+
+class Event(Protocol):
+    """A point in a device's work, as ``torch.cuda.Event``."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class Ring:
+    """Page-locked buffers in host memory, used in turn for what goes to a GPU.
+
+    A copy from them waits for nothing. Before a buffer is used again the host waits until its last copy was made, so
+    it is never more than ``AHEAD`` batches in front of the device and needs no more memory than that.
+
+    Args:
+        like: the largest that will be sent.
+        device: where to.
+        event: makes events of that device.
+    """
+
+    def __init__(self, like: NDArray[Any], device: torch.device, event: Callable[[], Event]) -> None:
+        self._device = device
+        empty = torch.from_numpy(np.empty_like(like, order="C"))
+        pinned = device.type == "cuda"
+        self._slots = cycle([(empty.pin_memory() if pinned else empty.clone(), event()) for _ in range(AHEAD)])
+
+    def send(self, values: NDArray[Any]) -> Tensor:
+        """A copy on the device, perhaps still on its way; as many rows as ``values`` has."""
+        buffer, copied = next(self._slots)
+        copied.synchronize()
+        rows = buffer[: len(values)]
+        np.copyto(rows.numpy(), values)
+        sent = torch.empty(rows.shape, dtype=rows.dtype, device=self._device).copy_(rows, non_blocking=True)
+        copied.record()
+        return sent
 
 
 class Batches:
@@ -127,8 +170,9 @@ class Batches:
         if residence == "auto":
             residence = "device" if _fits(store, device) else "host"
         self._host = store.images
-        self._labels = torch.from_numpy(store.labels.copy()) if labels and store.labels is not None else None
+        self._labels = store.labels if labels else None
         self._resident = _to_device(store, device) if residence == "device" else None
+        self._rings: dict[str, Ring] = {}
 
     @classmethod
     def of(
@@ -143,27 +187,29 @@ class Batches:
         position = self.sampler.drawn
         indices = self.sampler.next()
         if self._resident is not None:
-            images = self._resident.index_select(0, self._sent(indices))
+            images = self._resident.index_select(0, self._sent("indices", indices))
         else:
-            images = torch.from_numpy(self._host[indices.numpy()])
-            images = self._sent(images)
+            images = self._sent("images", self._host[indices])
         if self.hflip:
             images = self._mirror_some(images, position)
-        labels = None if self._labels is None else self._sent(self._labels[indices])
+        labels = None if self._labels is None else self._sent("labels", self._labels[indices])
         return Batch(to_float(images.permute(0, 3, 1, 2)), labels)
 
     def _mirror_some(self, images: Tensor, position: int) -> Tensor:
         # Seeded by the position: reproducible after a resume, and the same however many ranks share the batch.
         rng = np.random.default_rng([self.sampler.seed, position, _FLIP_STREAM])
         coins = rng.random(self.sampler.global_batch)[self.sampler.part]
-        chosen = self._sent(torch.from_numpy(np.flatnonzero(coins < 0.5)))
+        chosen = self._sent("mirrored", np.flatnonzero(coins < 0.5))
         return images.index_copy_(0, chosen, images.index_select(0, chosen).flip(2))
 
-    def _sent(self, values: Tensor) -> Tensor:
-        """On the device; from pinned memory, because a copy from pageable memory waits for the GPU."""
-        if self.device.type == "cuda":
-            values = values.pin_memory()
-        return values.to(self.device, non_blocking=True)
+    def _sent(self, what: str, values: NDArray[Any]) -> Tensor:
+        """On the device; ``what`` never has more rows than a batch."""
+        if self.device.type != "cuda":
+            return torch.from_numpy(values).to(self.device)
+        if what not in self._rings:
+            whole = np.empty((self.sampler.batch_size, *values.shape[1:]), values.dtype)
+            self._rings[what] = Ring(whole, self.device, partial(torch.cuda.Event, blocking=True))
+        return self._rings[what].send(values)
 
     def state_dict(self) -> dict[str, int]:
         return self.sampler.state_dict()

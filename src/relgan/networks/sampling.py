@@ -18,7 +18,7 @@ UNSCORABLE = (ValueError, RelganError, OSError, torch.OutOfMemoryError)
 
 def latents(count: int, latent_dim: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """z ~ N(0, I), float32 (count, latent_dim); drawn on the CPU so that a seed means the same everywhere."""
-    return torch.randn(count, latent_dim, generator=generator).to(device)
+    return torch.randn(count, latent_dim, generator=generator, device="cpu").to(device)
 
 
 def draw_labels(counts: Sequence[int], count: int, seed: int) -> Tensor:

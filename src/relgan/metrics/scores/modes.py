@@ -39,7 +39,8 @@ class ModeHistogram(Metric):
     def update(self, logits: Tensor) -> None:
         """Add logits (N, K)."""
         best = logits.to(torch.float64).softmax(dim=1).max(dim=1)
-        self.histogram += torch.bincount(best.indices, minlength=len(self.histogram))
+        # Not bincount, which waits for the device.
+        self.histogram.index_add_(0, best.indices, torch.ones_like(best.indices))
         self.confidence += best.values.sum()
 
     def compute(self) -> tuple[Tensor, float]:
