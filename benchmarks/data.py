@@ -94,7 +94,7 @@ def sampling(store: PackedStore) -> None:
     import torch
 
     from relgan.data.batches import Batches, Sampler
-    from relgan.training.engine import keep_freed_memory
+    from relgan.device import keep_freed_memory
 
     torch.set_num_threads(1)
     keep_freed_memory()  # as training does

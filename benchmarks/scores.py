@@ -37,6 +37,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from benchmarks.timing import Measured, Prepare, interleave, peak_memory, show
 from relgan.config import MetricsConfig
 from relgan.data.store import fixed_subset
+from relgan.device import has_bf16_units, keep_freed_memory
 from relgan.metrics.evaluator import Evaluator
 from relgan.metrics.reference import Pictures
 from relgan.metrics.scores.copies import authenticity
@@ -48,7 +49,6 @@ from relgan.metrics.scores.manifold import Neighbourhoods
 from relgan.metrics.scores.vendi import vendi_score
 from relgan.metrics.statistics import FeatureMoments, RealStatistics, Reference, accumulate, factorise
 from relgan.registry import DATASETS
-from relgan.training.engine import has_bf16_units, keep_freed_memory
 
 BATCH = 50
 SCORES = ["fid", "is", "kid", "precision", "recall"]

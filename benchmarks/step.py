@@ -31,12 +31,13 @@ from relgan.builtin import ConvOptions
 from relgan.config import OptimizerConfig
 from relgan.data.batches import Batch, Batches, Sampler
 from relgan.data.store import PackedStore
+from relgan.device import choose_precision, has_bf16_units, prepare_device
 from relgan.losses import get_loss
 from relgan.networks import build_networks
 from relgan.penalties import ApproximatePenalty, GradientPenalty, Penalty, ZeroCenteredPenalty
 from relgan.registry import AugmentOptions
 from relgan.side_terms import SideTerms
-from relgan.training.engine import Eager, build_iteration, choose_precision, has_bf16_units, prepare_device
+from relgan.training.engine import Eager, build_iteration
 from relgan.training.optimizers import build_optimizers
 from relgan.training.state import EMA
 from relgan.training.strength import Strength

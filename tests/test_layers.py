@@ -19,7 +19,7 @@ LAYERS = {
             ("relgan", "relgan.options"),
             (
                 *("relgan.registry", "relgan.cache", "relgan.files", "relgan.environment", "relgan.distributed"),
-                "relgan.streams",
+                *("relgan.streams", "relgan.device"),
             ),
             ("relgan.builtin", "relgan.config", "relgan.images"),
             (

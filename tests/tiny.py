@@ -15,6 +15,7 @@ from relgan.augment import build_augmentation
 from relgan.build import build_run
 from relgan.builtin import ConvOptions
 from relgan.config import Config, OptimizerConfig, resolve
+from relgan.device import Precision
 from relgan.losses import get_loss
 from relgan.networks import build_networks
 from relgan.penalties import Penalty, build_penalty
@@ -23,7 +24,7 @@ from relgan.side_terms import build_side_terms
 from relgan.training.loop import Outcome, train
 from relgan.training.optimizers import build_optimizers
 from relgan.training.strength import Strength
-from relgan.training.update import Precision, Update
+from relgan.training.update import Update
 
 SIZE = (
     "dataset.num_images=64",

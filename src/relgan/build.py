@@ -14,6 +14,7 @@ from relgan.augment import build_augmentation
 from relgan.config import Config
 from relgan.data import PackedStore, prepare
 from relgan.data.batches import Batch, Batches
+from relgan.device import Precision, choose_precision, prepare_device
 from relgan.distributed import own_part, world_size
 from relgan.losses import build_loss
 from relgan.networks import build_networks
@@ -21,20 +22,13 @@ from relgan.options import ConfigError
 from relgan.penalties import build_penalty
 from relgan.rundir import RunDir
 from relgan.side_terms import build_side_terms
-from relgan.training.engine import (
-    Eager,
-    Iteration,
-    build_iteration,
-    choose_engine,
-    choose_precision,
-    prepare_device,
-)
+from relgan.training.engine import Eager, Iteration, build_iteration, choose_engine
 from relgan.training.optimizers import build_optimizers
 from relgan.training.run import Run
 from relgan.training.schedules import Schedules
 from relgan.training.state import EMA, TrainState
 from relgan.training.strength import Strength
-from relgan.training.update import Precision, Update
+from relgan.training.update import Update
 
 if TYPE_CHECKING:
     from relgan.metrics.evaluator import Evaluator

@@ -116,7 +116,7 @@ class MetricsConfig:
     precision: str = option(
         "auto",
         "arithmetic of the extractor; auto is fp32 everywhere, because bf16 moves scores by more than 0.5 %",
-        choices=("auto", "fp32", "bf16"),
+        choices=("auto", "fp32", "tf32", "bf16"),
     )
     splits: int = option(10, "splits of the inception score", ge=1)
     kid_subsets: int = option(100, "subsets of KID", ge=1)
@@ -147,7 +147,11 @@ class Config:
     )
     seed: int = option(1, "seed of weights, noise and data order", ge=0)
     device: str = option("auto", "where to train", choices=("auto", "cpu", "cuda", "mps"))
-    precision: str = option("auto", "arithmetic of the networks", choices=("auto", "fp32", "bf16"))
+    precision: str = option(
+        "auto",
+        "arithmetic of the networks in training; auto: bf16 where the device has units for it, else fp32",
+        choices=("auto", "fp32", "tf32", "bf16"),
+    )
     engine: str = option(
         "auto", "auto: cudagraph on CUDA, else eager", choices=("auto", "eager", "compiled", "cudagraph")
     )

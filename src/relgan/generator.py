@@ -273,7 +273,7 @@ def load(path: str | Path, *, checkpoint: str = "last", weights: str = "ema", de
     Raises:
         RelganError: there is no such checkpoint or file, or it needs a part that nobody has registered.
     """
-    from relgan.training.engine import prepare_device
+    from relgan.device import prepare_device
 
     place = prepare_device(device)
     path = user_path(path)

@@ -9,12 +9,13 @@ import torch
 
 import tiny
 from relgan.config import OptimizerConfig
+from relgan.device import Precision
 from relgan.losses import get_loss
 from relgan.networks import build_networks
 from relgan.penalties import Penalty
 from relgan.training.engine import Eager, build_iteration
 from relgan.training.optimizers import build_optimizers
-from relgan.training.update import Precision, Update
+from relgan.training.update import Update
 
 pytestmark = [
     pytest.mark.gpu,

@@ -109,9 +109,9 @@ class Run(NamedTuple):
     def open(cls, run: str, checkpoint: str | None, composed: Config, line: Line) -> Run:
         """With the run's own configuration, but for what the line, whose configuration is ``composed``, names."""
         from relgan.data import prepare
+        from relgan.device import prepare_device
         from relgan.generator import from_checkpoint, read_checkpoint
         from relgan.rundir import RunDir
-        from relgan.training.engine import prepare_device
 
         scored = RunDir(user_path(run)).best.exists()
         saved = read_checkpoint(run, checkpoint or ("best" if scored else "last"))
@@ -229,8 +229,8 @@ def _score_pictures(options: EvalOptions, line: Line) -> Result:
 def _score(pictures: Pictures, real: Images, config: Config, kind: DatasetOptions, limit: int | None) -> Result:
     """``kind`` is the data set that decides which networks and scores make sense."""
     from relgan.data.store import fixed_subset
+    from relgan.device import prepare_device
     from relgan.metrics.evaluator import Evaluator
-    from relgan.training.engine import prepare_device
 
     if real.size != pictures.size:
         sizes = ("×".join(map(str, size)) for size in (pictures.size, real.size))

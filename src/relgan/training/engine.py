@@ -1,10 +1,8 @@
-"""How an iteration runs: on which device, in which arithmetic, kernel by kernel or as one CUDA graph."""
+"""How an iteration runs: kernel by kernel, through torch's compiler, or as one CUDA graph."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from relgan.config import Config
 from relgan.data.batches import Batch
 from relgan.options import ConfigError
 from relgan.training.state import Snapshot, without_learning
-from relgan.training.update import CriticResult, GeneratorResult, Precision, Update
+from relgan.training.update import CriticResult, GeneratorResult, Update
 
 log = logging.getLogger("relgan")
 
@@ -41,56 +39,6 @@ T = TypeVar("T")
 Capture = Callable[[Callable[[], T], Callable[[], None]], tuple[Callable[[], None], T]]
 
 WARM_UPS = 3
-
-
-def prepare_device(name: str) -> torch.device:
-    """The device of that name, made ready: for training, scores and samples alike.
-
-    ``auto``: CUDA, else MPS, else the CPU. Float32 is float32, which TF32 is not.
-
-    Raises:
-        ConfigError: the named device is not there.
-    """
-    device = _choose_device(name)
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    # Batches have one size, so looking once for the fastest convolutions pays.
-    torch.backends.cudnn.benchmark = device.type == "cuda"
-    if device.type == "cpu":
-        keep_freed_memory()
-    return device
-
-
-def _choose_device(name: str) -> torch.device:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, present in available.items() if present)
-    elif not available[name]:
-        present = ", ".join(kind for kind, there in available.items() if there)
-        raise ConfigError("device", f"{name} is not available on this machine (accepted here: auto, {present})")
-    if name != "cuda":
-        return torch.device(name)
-    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if number >= count:
-        raise ConfigError("device", f"there are {count} GPUs for {number + 1} or more ranks; start fewer, or use cpu")
-    # The one that this rank has chosen (relgan.distributed.join).
-    return torch.device(name, torch.cuda.current_device())
-
-
-def has_bf16_units(device: torch.device) -> bool:
-    """Whether bfloat16 is computed in hardware; elsewhere it is slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-    return False
-
-
-def choose_precision(name: str, device: torch.device) -> Precision:
-    """``auto``: bf16 where the device has units for it, else fp32."""
-    if name == "auto":
-        name = "bf16" if has_bf16_units(device) else "fp32"
-    return Precision(device, name)
 
 
 def choose_engine(name: str, device: torch.device, config: Config, *, ranks: int) -> str:
@@ -150,20 +98,6 @@ def build_iteration(
     return "eager", eager
 
 
-def keep_freed_memory() -> None:
-    """Stop glibc from returning freed activations to the system, only to fault them in again every iteration.
-
-    Elsewhere (macOS, musl) this does nothing.
-    """
-    m_mmap_max, m_trim_threshold = -4, -1
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
-    except (OSError, AttributeError):
-        log.debug("no glibc here; its allocator stays as it is")
-
-
 @dataclass(frozen=True)
 class Eager:
     """The iteration as written; ``latents`` draws z for one update."""
@@ -173,9 +107,10 @@ class Eager:
 
     def __call__(self, reals: Sequence[Batch], *, penalised: bool = True) -> Results:
         *for_critic, for_generator = reals
-        for real in for_critic:
-            critic = self.update.update_critic(real, self.latents(), penalised=penalised)
-        return critic, self.update.update_generator(for_generator, self.latents())
+        with self.update.precision.in_force():
+            for real in for_critic:
+                critic = self.update.update_critic(real, self.latents(), penalised=penalised)
+            return critic, self.update.update_generator(for_generator, self.latents())
 
 
 def cuda_graph(work: Callable[[], T], undo: Callable[[], None]) -> tuple[Callable[[], None], T]:

@@ -12,6 +12,7 @@ from torch.optim import Adam, Optimizer
 
 from relgan.augment import Augmentation
 from relgan.data.batches import Batch
+from relgan.device import Precision
 from relgan.distributed import average_gradients, global_mean, own_part, world_size
 from relgan.losses import Loss, flat_logits
 from relgan.networks.blocks import SpectralNorm
@@ -21,17 +22,6 @@ from relgan.training.strength import Strength
 
 Inputs = tuple[Tensor, ...]
 Forward = Callable[..., Tensor]
-
-
-@dataclass
-class Precision:
-    """Arithmetic of the networks' forward passes; parameters and losses stay float32."""
-
-    device: torch.device
-    name: str
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.name == "bf16")
 
 
 @dataclass

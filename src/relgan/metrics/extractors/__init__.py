@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from relgan.config import MetricsConfig
+from relgan.device import Precision, checked_precision
 from relgan.options import ConfigError, Options
 from relgan.registry import DATASETS, EXTRACTORS, DatasetOptions
 
@@ -34,7 +34,7 @@ class Extractor:
         weights_known: whether the weights are the published ones.
         input_size: side in pixels to which ``network`` resizes; 0: it takes images as they are.
         resize: how images get to that size.
-        precision: "fp32" or "bf16" arithmetic.
+        precision: arithmetic, a name of ``relgan.device.Precision``.
         name: the key suffix of its scores, the registered one; only "inception" is called fid and is.
         options: its own, ``metrics.NAME``.
     """
@@ -94,8 +94,8 @@ class Extractor:
             images = images.expand(-1, self.channels, -1, -1)
         if images.shape[1] != self.channels:
             raise ValueError(f"{self.name} takes images of 1 or {self.channels} channels, not {images.shape[1]}")
-        low = self.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext():
+        arithmetic = Precision(self.device, self.precision)
+        with arithmetic.in_force(), arithmetic.autocast():
             features, logits = self.network(images.to(self.device))
         if not bool(features.isfinite().all()):
             raise ValueError(f"{self.name} computes features that are not finite")
@@ -181,9 +181,14 @@ def own_values(options: Options) -> dict[str, Any]:
     return {name: value for name, value in vars(options).items() if name != "name"}
 
 
-def arithmetic(metrics: MetricsConfig) -> str:
-    """An extractor's precision by ``metrics.precision``."""
-    return "bf16" if metrics.precision == "bf16" else "fp32"
+def arithmetic(metrics: MetricsConfig, device: torch.device) -> str:
+    """An extractor's precision by ``metrics.precision``.
+
+    Raises:
+        ConfigError: the device does not compute in it.
+    """
+    name = "fp32" if metrics.precision == "auto" else metrics.precision
+    return checked_precision("metrics.precision", name, device).name
 
 
 def home(device: torch.device) -> torch.device:

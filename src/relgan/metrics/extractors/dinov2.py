@@ -145,7 +145,7 @@ def build(size: Size, metrics: MetricsConfig, dataset: DatasetOptions, device: t
         weights_known=weights.is_published(fingerprint),
         input_size=INPUT_SIZE,
         resize=TENSORFLOW_1,
-        precision=arithmetic(metrics),
+        precision=arithmetic(metrics, device),
     )
 
 

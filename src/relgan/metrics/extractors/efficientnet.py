@@ -62,5 +62,5 @@ def build(metrics: MetricsConfig, dataset: DatasetOptions, device: torch.device)
         weights_known=fingerprint.startswith(PUBLISHED),
         input_size=metrics.input_size,
         resize="bicubic, antialiased",
-        precision=arithmetic(metrics),
+        precision=arithmetic(metrics, device),
     )

@@ -57,5 +57,5 @@ def build(metrics: MetricsConfig, dataset: DatasetOptions, device: torch.device)
         weights_known=WEIGHTS.is_published(fingerprint),
         input_size=299,
         resize=TENSORFLOW_1,
-        precision=arithmetic(metrics),
+        precision=arithmetic(metrics, device),
     )
