@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow smoke lint format browser bench torture soak gpu-check clean
+.PHONY: help setup train test test-slow smoke lint format browser docs slurm bench torture soak gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,16 @@ browser: ## install chromium, which the tests of the comparison page drive (Debi
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get -q update && apt-get install -y -q --no-install-recommends chromium; \
 	else echo "install chromium (apt-get install chromium), or set CHROMIUM to a Chrome; without it those tests are skipped"; fi
+
+docs: setup ## build the documents as a site in site/, with what is made from the code
+	$(BIN)/python docs/_make/configuration.py
+	$(BIN)/python docs/_make/curves.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+slurm: ## install a Slurm of one node, which slow tests start and stop (Debian, Ubuntu; as root)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -q update && apt-get install -y -q --no-install-recommends slurm-wlm slurmdbd munge mariadb-server; \
+	else echo "install slurm-wlm, slurmdbd, munge and mariadb-server; without them those tests are skipped"; fi
 
 bench: setup ## measure the training step, the scores and the data path
 	$(BIN)/python -m benchmarks.step

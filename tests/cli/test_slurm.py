@@ -1,66 +1,137 @@
-"""The slurm launcher with a stand-in for Slurm: what is submitted, and that it runs as submitted."""
+"""The slurm launcher and sbatch on a real Slurm of one node (make slurm), started and stopped here."""
 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+import slurm
 import tiny
 
-# sbatch runs every task of the array at once, from a copy because submitit moves its file, beside the submitting
-# process; sacct says which have ended.
-SLURM = {
-    "sbatch": """
-cp "$1" "$QUEUE/script"
-last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
-for task in $(seq 0 "${last:-0}"); do
-    (
-        export SLURM_JOB_ID=$((100 + task)) SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$task SLURM_JOB_NODELIST=here
-        export SLURM_NTASKS=1 SLURM_NNODES=1 SLURM_NODEID=0 SLURM_LOCALID=0 SLURM_PROCID=0
-        sh "$QUEUE/script"
-        echo "77_$task|COMPLETED|here" >> "$QUEUE/ended"
-    ) > "$QUEUE/output$task" 2>&1 < /dev/null &
-done
-echo Submitted batch job 77
-""",
-    "srun": """
-while [ "$1" != "${1#--}" ]; do
-    case "$1" in --output | --error) shift 2 ;; *) shift ;; esac
-done
-exec "$@"
-""",
-    "sacct": """
-echo 'JobID|State|NodeList'
-cat "$QUEUE/ended" 2>/dev/null || true
-""",
-}
+README_LINES = """#!/bin/bash
+#SBATCH --signal=USR1@90 --requeue --open-mode=append
+srun relgan-train loss=ralsgan train.iterations=100000 hydra.run.dir=outputs/long resume=auto
+"""
+LAUNCHER = ("gpus_per_node=null", "cpus_per_task=1", "mem_gb=1")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(slurm.missing()), reason=f"not installed: {', '.join(slurm.missing())}"),
+    pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="Slurm's daemons want to be root"),
+]
 
 
-@pytest.mark.slow
-def test_a_sweep_is_one_array_of_slurm_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]:
+    with slurm.cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
+        running.environment["OMP_NUM_THREADS"] = "1"
+        running.environment["PATH"] = f"{Path(sys.executable).parent}:{running.environment['PATH']}"
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory of its own."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the launchers extra is not installed")
     monkeypatch.chdir(tmp_path)
-    for name, script in SLURM.items():
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!/bin/sh\n{script}")
-        path.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "QUEUE": str(tmp_path)}
-    options = ["name=s", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "seed=-1,1,2"]
-    command = [sys.executable, "-m", "relgan.cli.train", "-m", *tiny.ARGUMENTS, *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 1, done.stderr
-    found = sorted(tiny.summary(path.parent)["status"] for path in Path("multirun/s").glob("*/summary.json"))
-    assert found == ["failed", "finished", "finished"]
+
+
+def start(cluster: slurm.Cluster, *options: str) -> subprocess.Popen[str]:
+    """A sweep called ``s`` by way of Slurm."""
+    launcher = ["hydra/launcher=slurm", *(f"hydra.launcher.{option}" for option in LAUNCHER)]
+    command = ["relgan-train", "-m", "name=s", *tiny.ARGUMENTS, *launcher, *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=cluster.environment, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def end(sweep: subprocess.Popen[str]) -> Result:
+    out, err = sweep.communicate(timeout=900)
+    return Result(sweep.returncode, out, err)
+
+
+def jobs() -> dict[str, Path]:
+    """Directories of the sweep's jobs by the number of their seed."""
+    found = {path: re.search(r"seed=(-?\d+)", path.name) for path in Path("multirun/s").iterdir()}
+    return {match[1]: path for path, match in found.items() if match}
+
+
+def statuses() -> dict[str, str]:
+    return {seed: tiny.summary(path)["status"] for seed, path in jobs().items()}
+
+
+def log_of(path: Path) -> str:
+    return (path / "train.log").read_text(encoding="utf-8") if (path / "train.log").exists() else ""
+
+
+def test_a_sweep_is_one_array_and_a_job_that_fails_stops_no_other(cluster: slurm.Cluster) -> None:
+    done = end(start(cluster, "hydra.launcher.partition=main", "seed=-1,1,2"))
+    assert done.code == 1, done.err
+    assert statuses() == {"-1": "failed", "1": "finished", "2": "finished"}
     for seed in (-1, 1, 2):
-        assert f" seed={seed} " in done.stdout
-    submitted = {
-        line.removeprefix("#SBATCH --") for line in Path("script").read_text().splitlines() if "SBATCH" in line
-    }
-    wanted = {"array=0-2%3", "partition=gpu", "gpus-per-node=1", "cpus-per-task=4", "mem=32GB", "time=1440"}
+        assert re.search(rf"^ *seed={seed} ", done.out, re.MULTILINE)
+    (script,) = Path("multirun/s/.submitit").glob("*/*submission.sh")
+    submitted = set(re.findall(r"^#SBATCH --(.*)$", script.read_text(), re.MULTILINE))
     # The signal at which training saves and asks to be queued again.
-    assert wanted | {"signal=USR2@120"} <= submitted
+    assert {"array=0-2%3", "partition=main", "cpus-per-task=1", "mem=1GB", "time=1440", "signal=USR2@120"} <= submitted
+
+
+def test_a_job_past_its_time_limit_goes_on_bit_for_bit(cluster: slurm.Cluster) -> None:
+    """Slurm's shortest limit is a minute; it gives notice 30 to 60 seconds before."""
+    long = ["train.iterations=15000", "train.log_every=500", "train.checkpoint_every=100000"]
+    limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30"]
+    done = end(start(cluster, *long, *limit, "seed=1"))
+    assert done.code == 0, print(*done)
+    log = log_of(jobs()["1"])
+    assert "stopped by SIGUSR2" in log
+    assert "is requeued" in log
+    assert "continuing from" in log
+    tiny.run(Path("straight"), *long, "seed=1")
+    differing = set(tiny.differing(tiny.last(jobs()["1"]), tiny.last(Path("straight"))))
+    assert not {name for name in differing if not name.startswith((".config", ".seconds"))}
+
+
+def test_a_cancelled_job_is_one_line_and_the_same_line_again_finishes_it(cluster: slurm.Cluster) -> None:
+    """And a controller that is killed and comes back in the meantime loses nothing."""
+    options = ["train.iterations=1500", "seed=1,2"]
+    sweep = start(cluster, *options)
+    slurm.until(lambda: Path("multirun/s").exists() and len(jobs()) == 2, "two jobs")
+    slurm.until(lambda: all("ends at" in log_of(path) for path in jobs().values()), "two trainings")
+    (array,) = {line.partition("_")[0] for line in cluster.call("squeue", "-h", "-r", "-o", "%i").split()}
+    cluster.call("scancel", f"{array}_0")
+    cluster.restart_controller()
+    done = end(sweep)
+    assert done.code == 1, print(*done)
+    assert "Traceback" not in done.out + done.err
+    assert f"job {array}_0 left no result (CANCELLED" in done.out, print(*done)
+    assert "continue with: relgan-train name=s" in done.out
+    slurm.until(lambda: not cluster.call("squeue", "-h"), "an empty queue", 300)
+    assert statuses() == {"1": "interrupted", "2": "finished"}
+    assert end(start(cluster, *options)).code == 0
+    assert statuses() == {"1": "finished", "2": "finished"}
+
+
+def test_the_lines_of_the_documents_run_word_for_word(cluster: slurm.Cluster) -> None:
+    Path("job.sh").write_text(README_LINES)
+    number = cluster.call("sbatch", "--parsable", "--time=2", "job.sh").strip()
+    run = Path("outputs/long")
+    slurm.until(lambda: "is requeued" in log_of(run), "the first time limit", 200)
+    slurm.until(lambda: "continuing from" in log_of(run), "the second start", 200)
+    steps = tiny.summary(run)["step"]
+    assert steps > 0
+    cluster.call("scancel", f"--signal={signal.SIGTERM.name.removeprefix('SIG')}", number)
+    slurm.until(lambda: tiny.summary(run)["status"] == "interrupted", "its end")
+    assert tiny.summary(run)["step"] >= steps
