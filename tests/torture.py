@@ -286,7 +286,7 @@ def torture(starter: Starter, home: Path, options: tuple[str, ...], kills: int, 
     whole, started = home / "whole", time.perf_counter()
     finish(starter, whole, options)
     length = time.perf_counter() - started
-    for number in range(kills):  # at most: a run that ends before its kill is followed by another one
+    for number in range(10 * kills):  # at most: a run that ends before its kill is followed by another one
         directory = home / f"run{number}"
         before: int | None = None
         while report.phases.total() < kills:

@@ -79,7 +79,7 @@ def log_of(path: Path) -> str:
 
 def test_a_sweep_is_one_array_and_a_job_that_fails_stops_no_other(cluster: slurm.Cluster) -> None:
     done = end(start(cluster, "hydra.launcher.partition=main", "seed=-1,1,2"))
-    assert done.code == 1, done.err
+    assert done.code == 1, done.out + done.err
     assert statuses() == {"-1": "failed", "1": "finished", "2": "finished"}
     for seed in (-1, 1, 2):
         assert re.search(rf"^ *seed={seed} ", done.out, re.MULTILINE)
@@ -90,11 +90,11 @@ def test_a_sweep_is_one_array_and_a_job_that_fails_stops_no_other(cluster: slurm
 
 
 def test_a_job_past_its_time_limit_goes_on_bit_for_bit(cluster: slurm.Cluster) -> None:
-    """Slurm's shortest limit is a minute; it gives notice 30 to 60 seconds before."""
+    """Of two minutes; Slurm gives notice up to a minute earlier than it is asked to."""
     long = ["train.iterations=15000", "train.log_every=500", "train.checkpoint_every=100000"]
-    limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30"]
+    limit = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=30"]
     done = end(start(cluster, *long, *limit, "seed=1"))
-    assert done.code == 0, print(*done)
+    assert done.code == 0, done.out + done.err
     log = log_of(jobs()["1"])
     assert "stopped by SIGUSR2" in log
     assert "is requeued" in log
@@ -106,7 +106,7 @@ def test_a_job_past_its_time_limit_goes_on_bit_for_bit(cluster: slurm.Cluster) -
 
 def test_a_cancelled_job_is_one_line_and_the_same_line_again_finishes_it(cluster: slurm.Cluster) -> None:
     """And a controller that is killed and comes back in the meantime loses nothing."""
-    options = ["train.iterations=1500", "seed=1,2"]
+    options = ["train.iterations=6000", "seed=1,2"]
     sweep = start(cluster, *options)
     slurm.until(lambda: Path("multirun/s").exists() and len(jobs()) == 2, "two jobs")
     slurm.until(lambda: all("ends at" in log_of(path) for path in jobs().values()), "two trainings")
@@ -114,9 +114,9 @@ def test_a_cancelled_job_is_one_line_and_the_same_line_again_finishes_it(cluster
     cluster.call("scancel", f"{array}_0")
     cluster.restart_controller()
     done = end(sweep)
-    assert done.code == 1, print(*done)
+    assert done.code == 1, done.out + done.err
     assert "Traceback" not in done.out + done.err
-    assert f"job {array}_0 left no result (CANCELLED" in done.out, print(*done)
+    assert f"job {array}_0 left no result (CANCELLED" in done.out, done.out + done.err
     assert "continue with: relgan-train name=s" in done.out
     slurm.until(lambda: not cluster.call("squeue", "-h"), "an empty queue", 300)
     assert statuses() == {"1": "interrupted", "2": "finished"}
