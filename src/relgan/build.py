@@ -56,7 +56,7 @@ def build_run(
         config = origin.config
     device = prepare_device(config.device)
     precision = choose_precision(config.precision, device)
-    engine = choose_engine(config.engine, device, config, ranks=world_size())
+    engine = choose_engine(config.engine, device, config)
     store = prepare(config.dataset)
     evaluator = _build_evaluator(config, store, device)
     state = _build_state(config, store, device, captured=engine == "cudagraph")

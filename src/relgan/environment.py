@@ -73,3 +73,12 @@ def peak_memory_bytes(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_reserved_bytes(device: torch.device) -> int | None:
+    """Most memory that torch held of a CUDA device, used or not: what others could not have; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.max_memory_reserved(device)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 import tiny
-from on_the_device import MadeElsewhere, ReadsValues, capturable_on_the_cpu, on_the_device
+from on_the_device import MadeElsewhere, ReadsValues, capturable_on_the_cpu, on_the_device, stand_in
 from relgan.build import build_run
 from relgan.config import MetricsConfig, OptimizerConfig
 from relgan.data import prepare
 from relgan.data.batches import Batch
 from relgan.metrics.evaluator import Evaluator
 from relgan.registry import LOSSES, PENALTIES, DatasetOptions
+from relgan.training.engine import Captured, Eager
 from relgan.training.loop import Loop
 from relgan.training.optimizers import build_optimizers
 from relgan.training.signals import StopSignals
@@ -101,8 +102,8 @@ def batch(classes: int) -> tuple[Batch, Tensor]:
     return Batch(2 * torch.rand(4, 3, 16, 16) - 1, torch.arange(4) % 3 if classes else None), torch.randn(4, 4)
 
 
-def memory(update: Update, state: TrainState | None = None) -> dict[str, tuple[int, int]]:
-    """Of everything that lasts from one step to the next: which tensor it is, and where its values lie."""
+def lasting_tensors(update: Update, state: TrainState | None = None) -> dict[str, Tensor]:
+    """Everything that lasts from one step to the next, by a name."""
     lasting: dict[str, Any] = {
         "mask": {"diverged": update.diverged, "penalty_scale": update.penalty_scale},
         "side_terms": update.side_terms.state_dict(),
@@ -114,8 +115,12 @@ def memory(update: Update, state: TrainState | None = None) -> dict[str, tuple[i
         lasting[name] = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     for name, optimizer in (("of generator", update.optimizer_g), ("of critic", update.optimizer_d)):
         lasting[name] = [*optimizer.state.values()], [group["lr"] for group in optimizer.param_groups]
-    leaves = tiny.leaves(lasting)
-    return {name: (id(value), value.data_ptr()) for name, value in leaves if isinstance(value, Tensor)}
+    return {name: value for name, value in tiny.leaves(lasting) if isinstance(value, Tensor)}
+
+
+def memory(update: Update, state: TrainState | None = None) -> dict[str, tuple[int, int]]:
+    """Of all that lasts: which tensor it is, and where its values lie."""
+    return {name: (id(value), value.data_ptr()) for name, value in lasting_tensors(update, state).items()}
 
 
 @pytest.mark.parametrize("number", [n if n < QUICK else pytest.param(n, marks=pytest.mark.slow) for n in range(COUNT)])
@@ -131,6 +136,24 @@ def test_a_step_reads_nothing_back_and_stays_in_its_memory(number: int) -> None:
         assert before.items() <= memory(update).items()
         before = memory(update)
     assert not update.diverged
+
+
+@pytest.mark.parametrize(
+    "number", [n if n % 3 == 0 and n < QUICK else pytest.param(n, marks=pytest.mark.slow) for n in range(COUNT)]
+)
+def test_a_recorded_step_is_the_eager_one(number: int) -> None:
+    """With the stand-in for a graph: the same work on the same memory."""
+    setting, ends = Setting.number(number), []
+    for capture in (None, stand_in):
+        torch.manual_seed(0)
+        eager = Eager(setting.update(), lambda: torch.randn(4, 4))
+        reals = [batch(setting.classes)[0]] * 2
+        iteration = eager if capture is None else Captured(eager, reals, capture)
+        torch.manual_seed(1)
+        for _ in range(2):
+            iteration(reals)
+        ends.append([value.detach().clone() for value in lasting_tensors(eager.update).values()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 @pytest.mark.parametrize(("count", "apart"), [(QUICK, "loss"), (COUNT, "")])

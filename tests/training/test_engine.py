@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import processes
 import tiny
+from on_the_device import capturable_on_the_cpu, stand_in
 from relgan.config import Config, OptimizerConfig
 from relgan.data.batches import Batch
 from relgan.networks import build_networks
 from relgan.options import ConfigError
 from relgan.penalties import Penalty
-from relgan.training.engine import Captured, Eager, Results, Snapshot, agree, build_iteration, choose_engine
+from relgan.training.engine import (
+    Captured,
+    Eager,
+    NotRecorded,
+    Results,
+    Snapshot,
+    agree,
+    build_iteration,
+    choose_engine,
+    cuda_graph,
+)
 from relgan.training.optimizers import build_optimizers
 from relgan.training.state import load_optimizer_state, optimizer_state
 from relgan.training.update import Update
@@ -24,19 +36,21 @@ from relgan.training.update import Update
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
 SETTINGS = [
-    ("sgan", "none", "adam"),
-    ("ragan", "none", "adam"),
-    ("wgan_gp", "gp", "rmsprop"),
-    ("rsgan", "r1r2", "adam"),
+    ("sgan", "none", "adam", 1),
+    ("ragan", "none", "adam", 2),
+    ("wgan_gp", "gp", "rmsprop", 1),
+    ("rsgan", "r1r2", "adam", 2),
 ]
 
+ON_RANKS = SETTINGS[1:3]
 
-def eager(loss: str, penalty: str, optimizer: str) -> Eager:
+
+def eager(loss: str, penalty: str, optimizer: str, parts: int = 1) -> Eager:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = tiny.model(width=2, latent_dim=4, spectral_norm=loss == "ragan")
     options = OptimizerConfig(name=optimizer, lr_g=2e-4, lr_d=2e-4)
-    update = tiny.update(model, loss, penalty=penalty, optimizer=options)
+    update = tiny.update(model, loss, penalty=penalty, optimizer=options, accumulate=parts)
     return Eager(update, lambda: torch.randn(6, 4))
 
 
@@ -45,29 +59,13 @@ def batches(seed: int, count: int = 3) -> list[Batch]:
     return [Batch(torch.rand(6, 1, 32, 32, generator=random) * 2 - 1) for _ in range(count)]
 
 
-def stand_in(work: Callable[[], Results], undo: Callable[[], None]) -> tuple[Callable[[], None], Results]:
-    """What a graph does, without a GPU: the same work on the same memory, results into the same tensors."""
-    for _ in range(3):
-        work()
-    undo()
-    results = work()
-    undo()
-
-    def replay() -> None:
-        for old, new in zip(results, work(), strict=True):
-            for f in fields(old):
-                getattr(old, f.name).copy_(getattr(new, f.name))
-
-    return replay, results
-
-
 def everything(update: Update) -> list[Tensor]:
     return [*update.generator.state_dict().values(), *update.critic.state_dict().values(), update.diverged]
 
 
-@pytest.mark.parametrize(("loss", "penalty", "optimizer"), SETTINGS)
-def test_replays_are_bitwise_the_eager_updates(loss: str, penalty: str, optimizer: str) -> None:
-    plain, recorded = eager(loss, penalty, optimizer), eager(loss, penalty, optimizer)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_replays_are_bitwise_the_eager_updates(setting: tuple[str, str, str, int]) -> None:
+    plain, recorded = eager(*setting), eager(*setting)
     captured = Captured(recorded, batches(0), capture=stand_in)
     last = []
     for iteration in (captured, plain):
@@ -116,63 +114,217 @@ def test_a_recording_that_computes_something_else_is_noticed() -> None:
     assert not agree(made, wrong, made.update, reals)
 
 
-def config(accumulate: int, beta2: float | None = None) -> Config:
+def config(accumulate: int = 1, beta2: float | None = None) -> Config:
     made = Config()
     made.train.accumulate, made.schedule.beta2 = accumulate, beta2
     return made
 
 
 @pytest.mark.parametrize(
-    ("name", "device", "config", "ranks", "want"),
+    ("name", "device", "config", "want"),
     [
-        ("auto", CPU, config(1), 1, "eager"),
-        ("auto", CUDA, config(1), 1, "cudagraph"),
-        ("auto", CUDA, config(2), 1, "eager"),
-        ("auto", CUDA, config(1), 4, "eager"),
-        ("auto", CUDA, config(1, beta2=0.99), 1, "eager"),
-        ("eager", CUDA, config(1), 1, "eager"),
-        ("compiled", CPU, config(1), 1, "compiled"),
-        ("cudagraph", CUDA, config(1), 1, "cudagraph"),
+        ("auto", CPU, config(), "eager"),
+        ("auto", CUDA, config(), "cudagraph"),
+        ("auto", CUDA, config(accumulate=2), "cudagraph"),
+        ("auto", CUDA, config(beta2=0.99), "eager"),
+        ("eager", CUDA, config(), "eager"),
+        ("compiled", CPU, config(), "compiled"),
+        ("cudagraph", CUDA, config(), "cudagraph"),
     ],
 )
-def test_the_choice_of_engine(name: str, device: torch.device, config: Config, ranks: int, want: str) -> None:
-    assert choose_engine(name, device, config, ranks=ranks) == want
+def test_the_choice_of_engine(name: str, device: torch.device, config: Config, want: str) -> None:
+    assert choose_engine(name, device, config) == want
 
 
-@pytest.mark.parametrize(("device", "accumulate", "ranks"), [(CPU, 1, 1), (CUDA, 2, 1), (CUDA, 1, 2)])
-def test_a_graph_that_cannot_be_is_refused(device: torch.device, accumulate: int, ranks: int) -> None:
+@pytest.mark.parametrize(("device", "beta2"), [(CPU, None), (CUDA, 0.99)])
+def test_a_graph_that_cannot_be_is_refused(device: torch.device, beta2: float | None) -> None:
     with pytest.raises(ConfigError, match=r"^engine: cudagraph .* \(accepted here: auto, eager, compiled\)$"):
-        choose_engine("cudagraph", device, config(accumulate), ranks=ranks)
+        choose_engine("cudagraph", device, config(beta2=beta2))
 
 
-def test_a_failing_capture_falls_back_only_where_the_engine_was_not_asked_for(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*arguments: object) -> None:
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+def fail(work: Callable[[], Results], undo: Callable[[], None]) -> tuple[Callable[[], None], Results]:
+    """As often as the stand-in, as ranks that record do the same."""
+    for _ in range(4):
+        work()
+    raise NotRecorded("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr("relgan.training.engine.Captured", fail)
+
+def test_a_failing_capture_falls_back_only_where_the_engine_was_not_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     made = eager("sgan", "none", "adam")
-    found = build_iteration("cudagraph", made, lambda: batches(0), chosen_by_user=False)
+    found = build_iteration("cudagraph", made, lambda: batches(0), chosen_by_user=False, capture=fail)
     assert found == ("eager", made)
     assert "operation not permitted" in caplog.text
     with pytest.raises(ConfigError, match="engine: cudagraph cannot be used here: operation not permitted"):
-        build_iteration("cudagraph", made, lambda: batches(0), chosen_by_user=True)
+        build_iteration("cudagraph", made, lambda: batches(0), chosen_by_user=True, capture=fail)
+
+
+def test_what_fails_without_a_graph_too_is_no_reason_for_another_engine() -> None:
+    made = eager("sgan", "none", "adam")
+    wrong = [Batch(torch.zeros(6, 2, 32, 32))] * 3
+    with pytest.raises(RuntimeError, match="channels"):
+        build_iteration("cudagraph", made, lambda: wrong, chosen_by_user=False, capture=stand_in)
 
 
 def test_a_failing_capture_leaves_everything_as_it_was() -> None:
     made = eager("ragan", "gp", "adam")
     torch.manual_seed(5)
     before = [t.clone() for t in everything(made.update)]
-
-    def fail(work: Callable[[], Results], undo: Callable[[], None]) -> tuple[Callable[[], None], Results]:
-        work()
-        raise RuntimeError("no")
-
-    with pytest.raises(RuntimeError, match="no"):
+    with pytest.raises(NotRecorded):
         Captured(made, batches(0), capture=fail)
     assert all(torch.equal(a, b) for a, b in zip(everything(made.update), before, strict=True))
     assert torch.equal(torch.randn(3), torch.randn(3, generator=torch.Generator().manual_seed(5)))
+
+
+@pytest.mark.parametrize("kept", ["lr", "penalty_scale"])
+def test_a_graph_that_keeps_what_moves_is_noticed(kept: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A learning rate that was baked into it; a factor that is read anew is none."""
+    with capturable_on_the_cpu():
+        made = eager("ragan", "r1r2", "adam")
+        made.update.optimizer_g, made.update.optimizer_d = build_optimizers(
+            OptimizerConfig(lr_g=2e-4, lr_d=2e-4), *made.update.networks, captured=True
+        )
+        (rate,) = (group["lr"] for group in made.update.optimizer_d.param_groups)
+
+        def baked(work: Callable[[], Results], undo: Callable[[], None]) -> tuple[Callable[[], None], Results]:
+            recorded = rate.clone()
+            replay, results = stand_in(work, undo)
+
+            def again() -> None:
+                now = rate.clone()
+                rate.copy_(recorded if kept == "lr" else now)
+                replay()
+                rate.copy_(now)
+
+            return again, results
+
+        name, _ = build_iteration("cudagraph", made, lambda: batches(0), chosen_by_user=False, capture=baked)
+    assert name == ("eager" if kept == "lr" else "cudagraph")
+    assert ("its first iteration differs from eager's" in caplog.text) == (kept == "lr")
+
+
+def test_nothing_of_the_recording_stays_in_memory() -> None:
+    made = eager("ragan", "gp", "adam")
+    build_iteration("cudagraph", made, lambda: batches(0), chosen_by_user=True, capture=stand_in)
+    assert all(p.grad is None for network in made.update.networks for p in network.parameters())
+
+
+def capture_on_two_ranks(rank: int, folder: str) -> None:
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    found: dict[str, Any] = {}
+    for setting in ON_RANKS:
+        ends = []
+        for name in ("cudagraph", "eager"):
+            made = eager(*setting)
+            name, iteration = build_iteration(name, made, lambda: batches(rank), chosen_by_user=True, capture=stand_in)
+            torch.manual_seed(3)
+            for seed in range(3):
+                iteration(batches(10 * seed + rank))
+            ends.append([name, *everything(made.update)])
+        found[str(setting)] = ends
+    failing = fail if rank == 1 else stand_in
+    made = eager("ragan", "none", "adam")
+    found["failed"], _ = build_iteration(
+        "cudagraph", made, lambda: batches(rank), chosen_by_user=False, capture=failing
+    )
+    try:
+        build_iteration("cudagraph", made, lambda: batches(rank), chosen_by_user=True, capture=failing)
+    except ConfigError as error:
+        found["refused"] = str(error)
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    processes.ranks(2, capture_on_two_ranks, str(folder))
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("setting", ON_RANKS)
+def test_ranks_record_what_they_run_eagerly(setting: tuple[Any, ...], ranks: list[dict[str, Any]]) -> None:
+    first = ranks[0][str(setting)][0][1:]
+    for rank in ranks:
+        (engine, *recorded), (_, *plain) = rank[str(setting)]
+        assert engine == "cudagraph"
+        assert all(torch.equal(a, b) for a, b in zip(recorded, plain, strict=True))
+        moved = zip(recorded, first, strict=True)
+        assert all(torch.equal(a, b) for a, b in moved if a.dtype != torch.int64 and a.ndim == 4)
+
+
+def test_a_rank_that_cannot_record_makes_all_eager(ranks: list[dict[str, Any]]) -> None:
+    assert [rank["failed"] for rank in ranks] == ["eager", "eager"]
+    assert "it could not be recorded on another rank" in ranks[0]["refused"]
+    assert "operation not permitted" in ranks[1]["refused"]
+
+
+class Cuda:
+    """As much of torch.cuda as a recording needs: one that a synchronisation breaks, as torch 2.6 to 2.11 have it."""
+
+    class Stream:
+        device_index, device = 0, torch.device("cpu")
+
+        def wait_stream(self, other: Cuda.Stream) -> None: ...
+
+    class Rng:
+        def __init__(self) -> None:
+            self.states: list[torch.Generator] = []
+
+        def graphsafe_set_state(self, state: torch.Generator) -> None:
+            self.states.append(state)
+
+    def __init__(self) -> None:
+        self.outside = self.current = self.Stream()
+        self.default_generators = (self.Rng(),)
+        self.mode = self.pool = ""
+
+    def current_stream(self) -> Cuda.Stream:
+        return self.current
+
+    def set_stream(self, stream: Cuda.Stream) -> None:
+        self.current = stream
+
+    @contextlib.contextmanager
+    def stream(self, stream: Cuda.Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    def CUDAGraph(self) -> None: ...
+
+    def graph_pool_handle(self) -> str:
+        return "pool"
+
+    @contextlib.contextmanager
+    def graph(self, graph: None, pool: str, capture_error_mode: str) -> Iterator[None]:
+        self.current, self.mode = self.Stream(), capture_error_mode
+        try:
+            yield
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+def test_after_a_broken_recording_torch_is_as_it_was_and_the_reason_is_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, ended, calls = Cuda(), [], []
+    for name in ("Stream", "current_stream", "set_stream", "stream", "CUDAGraph", "graph_pool_handle", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    monkeypatch.setattr(torch.cuda, "default_generators", cuda.default_generators)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: ended.append(pool))
+
+    def work() -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("operation not permitted when stream is capturing\nMore of it")
+
+    with pytest.raises(NotRecorded, match=r"^operation not permitted when stream is capturing$"):
+        cuda_graph(work, lambda: None)
+    assert cuda.mode == "thread_local"
+    assert cuda.current is cuda.outside
+    assert len(cuda.default_generators[0].states) == 1
+    assert ended == [(0, "pool")]
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ TRAIN_KEYS = {
 }  # fmt: skip
 SUMMARY_KEYS = {
     "status", "step", "seconds", "images_per_second", "peak_memory_bytes", "seed", "final", "best", "protocol",
-    "versions", "hardware", "error", "data_fingerprint", "resumed_from",
+    "peak_reserved_bytes", "versions", "hardware", "error", "data_fingerprint", "resumed_from",
 }  # fmt: skip
 
 

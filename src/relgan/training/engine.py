@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relgan.config import Config
 from relgan.data.batches import Batch
-from relgan.options import ConfigError
-from relgan.training.state import Snapshot, without_learning
+from relgan.distributed import largest
+from relgan.options import ConfigError, first_line
+from relgan.training.state import Snapshot, scaled_rates
 from relgan.training.update import CriticResult, GeneratorResult, Update
 
 log = logging.getLogger("relgan")
@@ -41,7 +43,11 @@ Capture = Callable[[Callable[[], T], Callable[[], None]], tuple[Callable[[], Non
 WARM_UPS = 3
 
 
-def choose_engine(name: str, device: torch.device, config: Config, *, ranks: int) -> str:
+class NotRecorded(RuntimeError):
+    """A CUDA graph cannot be made of an iteration that runs without one."""
+
+
+def choose_engine(name: str, device: torch.device, config: Config) -> str:
     """``auto``: a CUDA graph where one can be recorded, else eager; compiled networks brought nothing on CPUs.
 
     Raises:
@@ -49,10 +55,9 @@ def choose_engine(name: str, device: torch.device, config: Config, *, ranks: int
     """
     obstacles = {
         "needs a CUDA device": device.type != "cuda",
-        "needs train.accumulate=1": config.train.accumulate > 1,
-        # torch takes β₂ as a number, which a graph would keep.
+        # A graph would keep the β₂ it has met. torch 2.14 takes none that could move: aten::_fused_adam_ has a float,
+        # and its other ways (optim/adam.py) give β₂ to _foreach_pow and addcmul, which want a number.
         "needs schedule.beta2=null": config.schedule.beta2 is not None,
-        "runs in one process only": ranks > 1,
     }
     obstacle = next((reason for reason, applies in obstacles.items() if applies), None)
     if name == "auto":
@@ -64,13 +69,19 @@ def choose_engine(name: str, device: torch.device, config: Config, *, ranks: int
 
 
 def build_iteration(
-    name: str, eager: Eager, examples: Callable[[], Sequence[Batch]], *, chosen_by_user: bool
+    name: str,
+    eager: Eager,
+    examples: Callable[[], Sequence[Batch]],
+    *,
+    chosen_by_user: bool,
+    capture: Capture[Results] | None = None,
 ) -> tuple[str, Iteration]:
     """The iteration in the form that :func:`choose_engine` named, after the name of the form it really has.
 
     Args:
         examples: makes images of the shapes to come, values in [−1, 1].
         chosen_by_user: a graph that cannot be recorded, or comes to other numbers, is an error, not a fallback.
+        capture: :func:`cuda_graph`, or a stand-in where there is no GPU.
 
     Raises:
         ConfigError: see ``chosen_by_user``.
@@ -81,21 +92,39 @@ def build_iteration(
         update.generate, update.judge = torch.compile(update.generator), torch.compile(update.critic)
     if name != "cudagraph":
         return name, eager
-    reals = examples()
-    try:
-        with warnings.catch_warnings():
-            # The warm-up and the comparison run eagerly what is made for a graph.
-            warnings.filterwarnings("ignore", message=".*capturable=True")
-            captured = Captured(eager, reals)
-            problem = None if agree(eager, captured, update, reals) else "its first iteration differs from eager's"
-    except (RuntimeError, AssertionError) as error:
-        problem = str(error).splitlines()[0]
-    if problem is None:
-        return name, captured
+    with warnings.catch_warnings():
+        # The warm-up and the comparison run eagerly what is made for a graph.
+        warnings.filterwarnings("ignore", message=".*capturable=True")
+        made = _recorded(eager, examples(), capture or cuda_graph)
+    release_memory(update)
+    if not isinstance(made, str):
+        return name, made
     if chosen_by_user:
-        raise ConfigError("engine", f"cudagraph cannot be used here: {problem} (accepted: auto, eager, compiled)")
-    log.warning("engine: eager, because a CUDA graph cannot be used here: %s", problem)
+        raise ConfigError("engine", f"cudagraph cannot be used here: {made} (accepted: auto, eager, compiled)")
+    log.warning("engine: eager, because a CUDA graph cannot be used here: %s", made)
     return "eager", eager
+
+
+def _recorded(eager: Eager, reals: Sequence[Batch], capture: Capture[Results]) -> Captured | str:
+    """The recorded iteration, or why there is none; the same kind on all ranks."""
+    captured, problem = None, None
+    try:
+        captured = Captured(eager, reals, capture)
+    except NotRecorded as error:
+        problem = str(error)
+    # Together, because the comparison talks to the other ranks.
+    if largest(problem is not None) or captured is None:
+        return problem or "it could not be recorded on another rank"
+    same = agree(eager, captured, eager.update, reals)
+    return "its first iteration differs from eager's" if largest(not same) else captured
+
+
+def release_memory(update: Update) -> None:
+    """Give back what warm-up, recording and comparison have used: as much again as the recorded step itself."""
+    for optimizer in (update.optimizer_g, update.optimizer_d):
+        optimizer.zero_grad(set_to_none=True)
+    if update.precision.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -119,18 +148,44 @@ def cuda_graph(work: Callable[[], T], undo: Callable[[], None]) -> tuple[Callabl
     Args:
         work: does the same to the same memory at every call, without waiting for the device.
         undo: puts back what ``work`` changed. Libraries must have run once before they can be recorded.
+
+    Raises:
+        NotRecorded: ``work`` runs, but not as a graph; torch is as it was before.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    outside, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(outside)
     with torch.cuda.stream(stream):
         for _ in range(WARM_UPS):
             work()
-    torch.cuda.current_stream().wait_stream(stream)
+    outside.wait_stream(stream)
     undo()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = work()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    try:
+        # Other threads may go on meanwhile, such as NCCL's watchdog, which asks how far its events are.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            results = work()
+    except (RuntimeError, AssertionError) as error:
+        _end_of_capture(outside, pool)
+        raise NotRecorded(_cause(error)) from error
     return graph.replay, results
+
+
+def _end_of_capture(outside: torch.cuda.Stream, pool: tuple[int, int]) -> None:
+    """What torch leaves undone where the end of a capture raises, seen in its source from 2.6 to 2.14."""
+    torch.cuda.set_stream(outside)
+    # Until 2.11 the generator believes that it is still recorded.
+    rng = torch.cuda.default_generators[outside.device_index]
+    rng.graphsafe_set_state(torch.Generator(outside.device))
+    # Else the allocator refuses to empty its cache. It complains where capture_end got that far.
+    with contextlib.suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(outside.device_index, pool)
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the error that came first: the end of a broken capture raises one of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return first_line(error)
 
 
 class Captured:
@@ -144,15 +199,18 @@ class Captured:
         eager: left in the state it is in.
         reals: images of the shapes to come, for the warm-up.
         capture: :func:`cuda_graph`, or a stand-in where there is no GPU.
+
+    Raises:
+        NotRecorded: there is no graph of it.
     """
 
-    def __init__(self, eager: Eager, reals: Sequence[Batch], capture: Capture[Results] = cuda_graph) -> None:
+    def __init__(self, eager: Eager, reals: Sequence[Batch], capture: Capture[Results]) -> None:
         self._reals = [
             Batch(real.images.clone(), None if real.labels is None else real.labels.clone()) for real in reals
         ]
         self._recorded: dict[bool, tuple[Callable[[], None], Results]] = {}
         snapshot = Snapshot(eager.update)
-        for penalised in (True, False) if eager.update.penalty.interval > 1 else (True,):
+        for penalised in kinds(eager.update):
             try:
                 work = partial(eager, self._reals, penalised=penalised)
                 self._recorded[penalised] = capture(work, snapshot.restore)
@@ -170,18 +228,47 @@ def _tensors(batches: Iterable[Batch]) -> list[Tensor]:
     return [values for batch in batches for values in batch if values is not None]
 
 
-def agree(first: Iteration, second: Iteration, update: Update, reals: Sequence[Batch]) -> bool:
-    """Whether two ways to run ``update`` come to the same losses and gradient norms from its present state.
+def kinds(update: Update) -> tuple[bool, ...]:
+    """Whether the penalty takes part, in each kind of iteration that there is."""
+    return (True, False) if update.penalty.interval > 1 else (True,)
 
-    Nothing is learnt meanwhile: Adam's first updates are signs, which blow rounding up to whole steps.
+
+def agree(first: Iteration, second: Iteration, update: Update, reals: Sequence[Batch]) -> bool:
+    """Whether two ways to run ``update`` do the same from its present state.
+
+    They come to the same losses and gradient norms while nothing is learnt: Adam's first updates are signs, which blow
+    rounding up to whole steps. And the networks go as far at half their rates, which a graph must read anew.
     """
-    numbers = []
-    with without_learning(update):
-        for iteration in (first, second):
-            snapshot = Snapshot(update)
-            critic, generator = iteration(reals)
+    return all(_agree(first, second, update, reals, penalised) for penalised in kinds(update))
+
+
+def _agree(first: Iteration, second: Iteration, update: Update, reals: Sequence[Batch], penalised: bool) -> bool:
+    numbers, ways = [], []
+    for iteration in (first, second):
+        with _undone(update), scaled_rates(update, 0.0):
+            critic, generator = iteration(reals, penalised=penalised)
             seen = [critic.loss, critic.penalty, critic.grad_norm, generator.loss, generator.grad_norm]
             numbers.append(torch.stack(seen).clone())
-            snapshot.restore()
-    # Two kernels may round bfloat16, of 8 bits, in different orders.
-    return torch.allclose(numbers[0], numbers[1], rtol=5e-2, atol=2e-2, equal_nan=True)
+        with _undone(update), scaled_rates(update, 0.5):
+            before = [[p.detach().clone() for p in network.parameters()] for network in update.networks]
+            iteration(reals, penalised=penalised)
+            ways.append(torch.stack([_distance(*pair) for pair in zip(before, update.networks, strict=True)]))
+    # Two kernels may round bfloat16, of 8 bits, in different orders. A rate that is not read is off by a factor of 2.
+    return torch.allclose(numbers[0], numbers[1], rtol=5e-2, atol=2e-2, equal_nan=True) and torch.allclose(
+        ways[0], ways[1], rtol=0.25, equal_nan=True
+    )
+
+
+@contextlib.contextmanager
+def _undone(update: Update) -> Iterator[None]:
+    snapshot = Snapshot(update)
+    yield
+    snapshot.restore()
+
+
+@torch.no_grad()
+def _distance(before: list[Tensor], network: nn.Module) -> Tensor:
+    """How far the parameters have gone: 0-d."""
+    moved = torch._foreach_sub(list(network.parameters()), before)
+    distance: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(moved)))
+    return distance

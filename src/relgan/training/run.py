@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from relgan.config import Config, as_values, foreign_parts
 from relgan.data.store import PackedStore
 from relgan.distributed import is_main, world_size
-from relgan.environment import git_commit, hardware, peak_memory_bytes, versions
+from relgan.environment import git_commit, hardware, peak_memory_bytes, peak_reserved_bytes, versions
 from relgan.images import class_rows, grid, save_png, to_uint8
 from relgan.networks.sampling import sample_images, sample_rows
 from relgan.registry import DATASETS
@@ -197,6 +197,7 @@ class Run:
             "seconds": round(self.state.seconds, 3),
             "images_per_second": images_per_second,
             "peak_memory_bytes": peak_memory_bytes(self.device),
+            "peak_reserved_bytes": peak_reserved_bytes(self.device),
             "seed": self.config.seed,
             "final": self.state.history.final,
             "best": self.state.history.best,

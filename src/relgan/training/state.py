@@ -235,7 +235,7 @@ class Snapshot:
 def _tensors(update: Update) -> Iterator[Tensor]:
     yield from (update.diverged, update.penalty_scale)
     yield from (*update.side_terms.state_dict().values(), *update.strength.state_dict().values())
-    for network in (update.generator, update.critic):
+    for network in update.networks:
         yield from network.parameters()
         yield from network.buffers()
     for optimizer in (update.optimizer_g, update.optimizer_d):
@@ -244,13 +244,13 @@ def _tensors(update: Update) -> Iterator[Tensor]:
 
 
 @contextlib.contextmanager
-def without_learning(update: Update) -> Iterator[None]:
-    """Learning rates of 0, in the tensors that a graph reads."""
+def scaled_rates(update: Update, factor: float) -> Iterator[None]:
+    """Learning rates times ``factor``, in the tensors that a graph reads."""
     groups = [group for optimizer in (update.optimizer_g, update.optimizer_d) for group in optimizer.param_groups]
     rates = [float(group["lr"]) for group in groups]
     try:
-        for group in groups:
-            set_rate(group, 0.0)
+        for group, rate in zip(groups, rates, strict=True):
+            set_rate(group, factor * rate)
         yield
     finally:
         for group, rate in zip(groups, rates, strict=True):

@@ -80,6 +80,11 @@ class Update:
         self.penalty_scale = torch.ones((), device=self.precision.device)
         self.generate, self.judge = self.generator, self.critic
 
+    @property
+    def networks(self) -> tuple[nn.Module, nn.Module]:
+        """The generator and the critic."""
+        return self.generator, self.critic
+
     def update_critic(self, real: Batch, z: Tensor, *, penalised: bool = True) -> CriticResult:
         """Update the critic on real images and on fakes of latents ``z`` (N, latent_dim), which share their labels.
 
@@ -102,7 +107,6 @@ class Update:
 
     def update_generator(self, real: Batch, z: Tensor) -> GeneratorResult:
         """Update the generator; real images are only looked at by losses whose generator term compares with them."""
-        networks = (self.generator, self.critic)
         images: list[Tensor] = []
 
         def logits_of_fakes(z: Tensor, u: Tensor, *condition: Tensor) -> Tensor:
@@ -118,7 +122,7 @@ class Update:
         self.optimizer_g.zero_grad(set_to_none=True)
         try:
             fakes = (z, self._draw(len(z)), *real.condition)
-            loss, _ = backward(logits_of_fakes, (fakes,), loss_of_fakes, self.accumulate, networks)
+            loss, _ = backward(logits_of_fakes, (fakes,), loss_of_fakes, self.accumulate, self.networks)
         finally:
             self.critic.requires_grad_(True)
         grad_norm = self._apply(self.optimizer_g, self.generator, loss)
