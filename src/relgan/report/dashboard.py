@@ -15,12 +15,36 @@ USUAL = (
     *("eval/fid", "eval/fd_digits", "eval/fd_efficientnet_lite0"),
     *("eval/is", "eval/kid", "eval/modes", "eval/lpips_diversity"),
 )
-CRITIC = {
-    "What the critic makes of images, as the loss compares": ("train/prob_real", "train/prob_fake"),
-    "Logits": ("train/logit_real", "train/logit_fake"),
-    "Gradient pull": ("train/pull_real", "train/pull_fake"),
+# Charts of training by section: one value each, so that its lines are losses.
+TRAINING = {
+    "Critic": {
+        "D(real), as the loss compares": "train/prob_real",
+        "D(fake), as the loss compares": "train/prob_fake",
+        "Pull on real images, |∂L/∂r|": "train/pull_real",
+        "Pull on generated images, |∂L/∂f|": "train/pull_fake",
+        "Logit of real images": "train/logit_real",
+        "Logit of generated images": "train/logit_fake",
+    },
+    "Losses": {
+        "Critic's loss": "train/loss_d",
+        "Generator's loss": "train/loss_g",
+        "Penalty": "train/penalty",
+        "Gradient norm, critic": "train/grad_norm_d",
+        "Gradient norm, generator": "train/grad_norm_g",
+    },
+    "What moves during training": {
+        "γ of the penalty": "train/gamma",
+        "Probability of augmentation": "train/augment_p",
+        "Learning rate, generator": "train/lr_g",
+        "Learning rate, critic": "train/lr_d",
+    },
 }
-NORMS = {"Gradient norm, generator": "train/grad_norm_g", "Gradient norm, critic": "train/grad_norm_d"}
+PROBABILITIES = ("train/prob_real", "train/prob_fake", "train/augment_p")
+OVER_DECADES = ("train/pull_real", "train/pull_fake", "train/grad_norm_d", "train/grad_norm_g")
+PICTURES = {
+    "The same noise in every run": "samples/fixed_noise",
+    "Real images": "samples/real",
+}
 
 
 def shown_scores() -> list[str]:
@@ -41,9 +65,16 @@ def build_workspace(entity: str, project: str) -> ws.Workspace:
     except ImportError as error:
         raise RelganError("wandb-workspaces is missing: pip install 'relgan[dashboard]'") from error
 
-    def curves(name: str, *keys: str, log: bool = False) -> LinePlot:
+    def curve(name: str, key: str) -> LinePlot:
+        """Mean of a group's runs, in the band between the lowest and the highest."""
         return LinePlot(
-            title=name, x="step", y=list(keys), log_y=log, groupby_aggfunc="mean", groupby_rangefunc="minmax"
+            title=name,
+            x="step",
+            y=[key],
+            log_y=key in OVER_DECADES,
+            range_y=(0, 1) if key in PROBABILITIES else (None, None),
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
         )
 
     scores = shown_scores()
@@ -57,9 +88,10 @@ def build_workspace(entity: str, project: str) -> ws.Workspace:
         )
         for key in scores
     ]
-    critic: list[Any] = [curves(name, *keys) for name, keys in CRITIC.items()]
-    norms: list[Any] = [curves(name, key, log=True) for name, key in NORMS.items()]
-    pictures = MediaBrowser(title="The same noise in every run", media_keys=["samples/fixed_noise"], num_columns=3)
+    pictures: list[Any] = [
+        MediaBrowser(title=name, media_keys=[key], num_columns=3, mode="gallery", gallery_axis="step")
+        for name, key in PICTURES.items()
+    ]
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -69,10 +101,12 @@ def build_workspace(entity: str, project: str) -> ws.Workspace:
         runset_settings=ws.RunsetSettings(groupby=[ws.Config("dataset.name"), ws.Config("loss.name")]),
         sections=[
             ws.Section(name="Scores by dataset and loss", is_open=True, panels=bars),
-            ws.Section(name="Score curves", is_open=True, panels=[curves(title(key), key) for key in scores]),
-            ws.Section(name="Critic", is_open=True, panels=critic),
-            ws.Section(name="Gradients", is_open=True, panels=norms),
-            ws.Section(name="Samples", is_open=True, panels=[pictures]),
+            ws.Section(name="Score curves", is_open=True, panels=[curve(title(key), key) for key in scores]),
+            ws.Section(name="Samples", is_open=True, panels=pictures),
+            *(
+                ws.Section(name=name, is_open=True, panels=[curve(*chart) for chart in charts.items()])
+                for name, charts in TRAINING.items()
+            ),
         ],
     )
 
