@@ -246,7 +246,7 @@ def finish(starter: Starter, directory: Path, options: tuple[str, ...]) -> None:
 
 def compare(disturbed: Path, whole: Path) -> None:
     """Raise LostError unless two finished runs agree in all but their times."""
-    kept = ("config", "seconds", "tracker_run_id")
+    kept = ("config", "seconds", "tracker_runs")
     names, expected = (
         sorted({path.stem for path in (directory / "checkpoints").iterdir()} - {"last.previous"})
         for directory in (disturbed, whole)

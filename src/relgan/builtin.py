@@ -271,7 +271,23 @@ class WandbOptions(TrackerOptions):
     )
     tags: list[str] = option([], "tags besides loss, form and dataset; []: WANDB_TAGS")
     artifacts: bool = option(False, "also send the best checkpoint, and a sweep's comparison page")
+    system_metrics: bool = option(True, "record the load and memory of processors and GPUs")
+    git: bool = option(True, "record the commit of the directory's repository, and what has changed since")
+    console: bool = option(True, "record what the console shows")
+    code: bool = option(False, "send the program's code")
+
+
+@dataclass
+class MlflowOptions(TrackerOptions):
+    """MLflow."""
+
+    uri: str | None = option(None, "where its server or database is; null: MLFLOW_TRACKING_URI, else ./mlflow.db")
+    artifacts: bool = option(False, "also send the best checkpoint, and a sweep's comparison page")
 
 
 register_tracker("wandb", WandbOptions, "relgan.tracking.wandb:start", about="a copy to Weights & Biases")
+register_tracker(
+    "tensorboard", TrackerOptions, "relgan.tracking.tensorboard:start", about="event files in the run directory"
+)
+register_tracker("mlflow", MlflowOptions, "relgan.tracking.mlflow:start", about="a copy to MLflow")
 register_tracker("none", TrackerOptions, "relgan.tracking.base:nowhere", about="the run directory only")

@@ -140,6 +140,12 @@ class DatasetCard:
 class TrackerOptions(Options):
     """Where the local records are also sent."""
 
+    also: list[str] = option(
+        [],
+        "further trackers, as they are by default: tracker=wandb tracker.also=[tensorboard]",
+        choices=lambda: list(GROUPS["tracker"]),
+    )
+
 
 @dataclass(frozen=True)
 class Entry(Generic[OptionsT]):

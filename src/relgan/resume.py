@@ -26,7 +26,7 @@ from relgan.files import atomic_write
 from relgan.metrics.catalogue import OF_NO_SCORE
 from relgan.options import ConfigError, RelganError, flatten, user_path
 from relgan.rundir import OccupiedError, RunDir
-from relgan.tracking.base import Context, Tracker, open_trackers
+from relgan.tracking.base import Context, Trackers, open_trackers
 
 if TYPE_CHECKING:
     from relgan.data import PackedStore
@@ -61,9 +61,9 @@ class Origin:
     config: Config
 
     @property
-    def tracker_run_id(self) -> str | None:
-        """Of the tracker's run that goes on, too."""
-        return self.content["tracker_run_id"] if self.in_place else None
+    def tracker_runs(self) -> dict[str, str]:
+        """Identifiers of the trackers' runs that go on, too, by the tracker's name."""
+        return self.content["tracker_runs"] if self.in_place else {}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -240,11 +240,11 @@ def begin(run: Run, origin: Origin | None, *, sweep: str | None, job_type: str) 
         job_type=job_type,
         tags=[run.config.loss.name, run.update.loss.form, run.config.dataset.name],
         options=run.values,
-        run_id=None if origin is None else origin.tracker_run_id,
         logged=logged,
         alone=sweep is None,
     )
-    run.trackers = open_trackers(run.config.tracker, context, run.dir.metrics) if is_main() else Tracker()
+    run_ids = {} if origin is None else origin.tracker_runs
+    run.trackers = open_trackers(run.config.tracker, context, run_ids, run.dir.metrics) if is_main() else Trackers()
     run.write_summary("running")
     if origin is not None:
         log.info("continuing from %s at update %d", origin.path, run.state.step)

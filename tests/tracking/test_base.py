@@ -118,15 +118,15 @@ def tell(tracker: Tracker, place: Path) -> None:
     tracker.close(130)
 
 
-def test_every_tracker_hears_everything_and_the_first_id_is_the_runs(tmp_path: Path) -> None:
+def test_every_tracker_hears_everything_and_keeps_its_id(tmp_path: Path) -> None:
     local, first, second = Listener(), Listener(), Listener("abc")
-    together = Trackers([local], [first, second])
-    assert together.run_id == "abc"
+    together = Trackers([local], {"first": first, "second": second})
+    assert together.run_ids == {"second": "abc"}
     tell(together, tmp_path)
     assert local.heard == first.heard == second.heard
     assert len(first.heard) == 5
     assert first.heard[-1] == 130
-    assert Trackers([]).run_id is None
+    assert Trackers().run_ids == {}
 
 
 def test_a_tracker_need_not_care_for_anything(tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_what_breaks_in_anothers_tracker_is_one_warning_and_ends_it(
     setattr(Broken, method, broken)
     local, first, second = Listener(), Broken(), Listener()
     with caplog.at_level(logging.WARNING, "relgan"):
-        tell(Trackers([local], [first, second]), tmp_path)
-    assert caplog.messages == ["Broken stopped receiving (gone); metrics.jsonl still has everything"]
+        tell(Trackers([local], {"gone": first, "there": second}), tmp_path)
+    assert caplog.messages == ["gone stopped receiving (gone); metrics.jsonl still has everything"]
     assert first.heard.count(method) == 1
     assert first.heard[-1] == method
     assert local.heard == second.heard
@@ -190,7 +190,8 @@ def test_the_registry_builds_a_tracker_or_none(tmp_path: Path, mine: Callable[[o
     options = mine(listener)
     assert start(options, context) is listener
     with pytest.raises(
-        ConfigError, match=r"^tracker\.name: 'mime' is not one of wandb, none, mine; did you mean mine\?$"
+        ConfigError,
+        match=r"^tracker\.name: 'mime' is not one of wandb, tensorboard, mlflow, none, mine; did you mean mine\?$",
     ):
         start(TrackerOptions("mime"), context)
 
@@ -212,7 +213,7 @@ def test_a_run_tells_it_what_it_writes_down(tmp_path: Path, mine: Callable[[obje
         for record in tiny.records(tmp_path)
     ]
     assert listener.heard[-1] == 0
-    assert tiny.summary(tmp_path)["tracker_run_id"] == "abc" == tiny.last(tmp_path)["tracker_run_id"]
+    assert tiny.summary(tmp_path)["tracker_runs"] == {"mine": "abc"} == tiny.last(tmp_path)["tracker_runs"]
 
 
 def test_the_console_writes_where_stdout_is_now(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import tiny
 from relgan.builtin import WandbOptions
 from relgan.tracking import wandb as tracking
 from relgan.tracking.base import Context
+from relgan.tracking.console import ConsoleHandler
 from relgan.training.loop import Outcome
 from relgan.training.update import Update
 from wandb_file import artifacts, history, records, summary, wandb_files
@@ -44,7 +47,10 @@ def test_an_offline_run_holds_a_copy_of_the_local_records(tmp_path: Path, caplog
     assert config["loss"] == {"name": "ragan", "centring": 0, "lecam": 0, "generator_terms": "both"}
     assert config["model"]["width"] == 2
     assert config["seed"] == 1
-    assert tiny.summary(directory)["tracker_run_id"] == run.run_id == tiny.last(directory)["tracker_run_id"]
+    ids = {"wandb": run.run_id}
+    assert tiny.summary(directory)["tracker_runs"] == ids == tiny.last(directory)["tracker_runs"]
+    assert run.display_name == "ragan · digits · seed 1"
+    assert re.fullmatch(r"run-[0-9a-f]{8}", run.run_id)
 
     logged = {row["step"]: row for row in history(path)}
     for line in tiny.records(directory):
@@ -57,9 +63,39 @@ def test_an_offline_run_holds_a_copy_of_the_local_records(tmp_path: Path, caplog
         assert row["samples/fixed_noise/caption"] == f"ragan, {step} updates, fixed noise"
         stored = path.parent / "files" / row["samples/fixed_noise/path"]
         assert stored.read_bytes()[:4] == b"\x89PNG"
+    real = [row["samples/real/caption"] for row in logged.values() if "samples/real/caption" in row]
+    assert real == ["4 real images"]
     (exit_record,) = [record.exit for record in records(path) if record.WhichOneof("record_type") == "exit"]
     assert exit_record.exit_code == 0
     assert wandb.run is None
+
+
+def test_what_users_of_wandb_expect_is_recorded_and_can_be_turned_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    repository(tmp_path)
+    monkeypatch.setattr(logging.getLogger("relgan"), "handlers", [ConsoleHandler()])
+
+    def recorded(name: str, *options: str) -> tuple[bool, ...]:
+        with caplog.at_level(logging.INFO, "relgan"):
+            tiny.run(tmp_path / name, *OFFLINE, *options)
+        (path,) = wandb_files(tmp_path / name)
+        found = records(path)
+        kinds = {record.WhichOneof("record_type") for record in found}
+        commits = [record.environment.git.commit for record in found if record.environment.git.commit]
+        code = list((path.parent / "files").rglob("*.py"))
+        return "stats" in kinds, bool(commits), "output_raw" in kinds, bool(code)
+
+    off = [f"tracker.{option}=false" for option in ("system_metrics", "git", "console")]
+    assert recorded("as it is") == (True, True, True, False)
+    assert recorded("off", *off) == (False, False, False, False)
+
+
+def repository(path: Path) -> None:
+    """A git repository with one commit."""
+    who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    for words in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=path, check=True)
 
 
 def test_charts_have_the_step_on_x_and_summaries_keep_the_best_of_each_score(tmp_path: Path) -> None:
@@ -114,7 +150,7 @@ def test_a_run_that_stopped_goes_on_where_its_curves_end(tmp_path: Path, monkeyp
     ids = {
         r.run.run_id for path in wandb_files(directory) for r in records(path) if r.WhichOneof("record_type") == "run"
     }
-    assert ids == {tiny.summary(directory)["tracker_run_id"]}
+    assert [tiny.summary(directory)["tracker_runs"]] == [{"wandb": each} for each in ids]
 
 
 def test_the_best_checkpoint_is_sent_when_asked_from_where_it_lies(tmp_path: Path) -> None:
@@ -138,9 +174,9 @@ def test_a_continued_run_keeps_its_id(tmp_path: Path) -> None:
     tiny.run(directory, *OFFLINE, "train.iterations=3", "resume=auto")
     files = wandb_files(directory)
     ids = {r.run.run_id for path in files for r in records(path) if r.WhichOneof("record_type") == "run"}
-    assert ids == {tiny.summary(directory)["tracker_run_id"]}
+    assert [tiny.summary(directory)["tracker_runs"]] == [{"wandb": each} for each in ids]
     tiny.run(tmp_path / "new", *OFFLINE, "train.iterations=3", f"resume={directory}")
-    assert tiny.summary(tmp_path / "new")["tracker_run_id"] not in ids
+    assert tiny.summary(tmp_path / "new")["tracker_runs"]["wandb"] not in ids
 
 
 def never(*_: Any, **__: Any) -> Any:

@@ -34,7 +34,7 @@ CONTENT: dict[str, Any] = {
     "class_counts": [],
     "data_fingerprint": "0123",
     "protocol": {},
-    "tracker_run_id": None,
+    "tracker_runs": {},
     "foreign": {},
     "history": {"final": {}, "best": {}, "ranking": {}, "visited": True},
 }

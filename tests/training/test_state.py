@@ -85,7 +85,7 @@ SETTINGS = {
     ],
 }
 # What says when and where, not what was learnt.
-NOT_TRAINED = ("config", "protocol", "seconds", "tracker_run_id", "history")
+NOT_TRAINED = ("config", "protocol", "seconds", "tracker_runs", "history")
 
 
 def trained(directory: Path, name: str = "last") -> dict[str, Any]:
@@ -285,7 +285,7 @@ def test_scores_are_not_doubled_when_a_run_continues(tmp_path: Path) -> None:
 def test_the_checkpoint_holds_what_the_contract_says(finished: Path) -> None:
     content = tiny.last(finished)
     assert {"generator", "ema", "critic", "optimizers", "side_terms", "strength", "rng", "batches"} < content.keys()
-    assert {"step", "format", "config", "tracker_run_id", "history"} < content.keys()
+    assert {"step", "format", "config", "tracker_runs", "history"} < content.keys()
     assert content["history"].keys() == {"best", "final", "ranking", "visited"}
     assert content["config"]["model"]["width"] == 2
     assert content["rng"].keys() >= {"cpu"}

@@ -240,6 +240,6 @@ def _send_report(sweep_dir: Path, page: Path, config: DictConfig) -> None:
     named = {"name": config.name}
     run = start(options, Context(sweep_dir, sweep_dir.name, "report", options=named, alone=False))
     if run is not None:
-        trackers = Trackers([], [run])
+        trackers = Trackers(others={options.name: run})
         trackers.send("report", [page, page.with_name("results.csv")])
         trackers.close(0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, Literal
 
 from relgan.files import atomic_write
@@ -31,7 +31,7 @@ class Context:
         tags: loss, form and dataset.
         options: the resolved configuration.
         run_id: of the tracker's run that is continued.
-        logged: the last step of each kind that the run to continue has sent; it is not to be sent again.
+        logged: the last step of each kind that the run to continue has recorded; see :class:`Copy`.
         alone: whether it is no job of a sweep: what the environment says of one run may be said of this one.
     """
 
@@ -43,6 +43,14 @@ class Context:
     run_id: str | None = None
     logged: Mapping[str, int] = field(default_factory=dict)
     alone: bool = True
+
+    @property
+    def title(self) -> str:
+        """What people call the run: loss, penalty if there is one, data set and seed."""
+        if "loss" not in self.options:  # a sweep's own
+            return self.run_dir.name
+        names = [self.options[group]["name"] for group in ("loss", "penalty", "dataset")]
+        return " · ".join([*(name for name in names if name != "none"), f"seed {self.options['seed']}"])
 
 
 class Tracker:
@@ -69,6 +77,23 @@ class Tracker:
         """Finish; called exactly once."""
 
 
+class Copy(Tracker):
+    """A tracker of a service that may have the first steps of a run already; they are not sent again.
+
+    Args:
+        logged: the last step of each kind that it has.
+    """
+
+    def __init__(self, logged: Mapping[str, int]) -> None:
+        self._logged = logged
+
+    def is_new(self, step: int, kind: Kind | None = None) -> bool:
+        """Whether a record of this kind, or a picture, is still to be sent."""
+        if kind is None:
+            return step >= max(self._logged.values(), default=0)
+        return step > self._logged.get(kind, -1)
+
+
 def nowhere(options: TrackerOptions, context: Context) -> None:
     """No tracker at all."""
 
@@ -91,10 +116,16 @@ def start(options: TrackerOptions, context: Context) -> Tracker | None:
     return tracker
 
 
-def open_trackers(options: TrackerOptions, context: Context, metrics: Path) -> Trackers:
-    """metrics.jsonl and, beside it, the tracker that ``options`` choose."""
-    other = start(options, context)
-    return Trackers([JsonLines(metrics)], [] if other is None else [other])
+def open_trackers(options: TrackerOptions, context: Context, run_ids: Mapping[str, str], metrics: Path) -> Trackers:
+    """metrics.jsonl and, beside it, the trackers that ``options`` choose.
+
+    Args:
+        context: without ``run_id``.
+        run_ids: of the trackers' runs that are continued, by the tracker's name.
+    """
+    chosen = {each.name: each for each in (options, *(TRACKERS[name].options for name in options.also))}
+    started = {name: start(each, replace(context, run_id=run_ids.get(name))) for name, each in chosen.items()}
+    return Trackers([JsonLines(metrics)], {name: each for name, each in started.items() if each is not None})
 
 
 class JsonLines(Tracker):
@@ -145,14 +176,15 @@ class JsonLines(Tracker):
 
 
 class Trackers(Tracker):
-    """The local records and whoever else listens; what breaks in one of those ends that one, not the training.
+    """The local records and whoever else listens, by name; what breaks in one of those ends that one, not the training.
 
-    ``run_id`` is that of the first which has one.
+    Attributes:
+        run_ids: of those that have one.
     """
 
-    def __init__(self, local: Sequence[Tracker], others: Sequence[Tracker] = ()) -> None:
-        self._local, self._others = local, list(others)
-        self.run_id = next((tracker.run_id for tracker in others if tracker.run_id), None)
+    def __init__(self, local: Sequence[Tracker] = (), others: Mapping[str, Tracker] = MappingProxyType({})) -> None:
+        self._local, self._others = local, dict(others)
+        self.run_ids = {name: tracker.run_id for name, tracker in others.items() if tracker.run_id}
 
     def log(
         self, kind: Kind, step: int, time_s: float, values: Mapping[str, float], protocol: Facts | None = None
@@ -171,10 +203,9 @@ class Trackers(Tracker):
     def _each(self, action: Callable[[Tracker], None]) -> None:
         for tracker in self._local:
             action(tracker)
-        for tracker in list(self._others):
+        for name, tracker in list(self._others.items()):
             try:
                 action(tracker)
             except Exception as error:  # whatever breaks in another's service, the experiment goes on
-                self._others.remove(tracker)
-                name = type(tracker).__name__
+                del self._others[name]
                 log.warning("%s stopped receiving (%s); metrics.jsonl still has everything", name, first_line(error))

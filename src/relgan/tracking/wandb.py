@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import secrets
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from relgan.builtin import WandbOptions
 from relgan.metrics.catalogue import direction
 from relgan.options import first_line, split_values
 from relgan.rundir import RunDir
-from relgan.tracking.base import Context, Facts, Kind, Tracker
+from relgan.tracking.base import Context, Copy, Facts, Kind
 
 if TYPE_CHECKING:
     import wandb
@@ -27,30 +29,31 @@ log = logging.getLogger("relgan")
 # wandb waits about three times its init_timeout before it gives up: together under 20 seconds.
 INIT_TIMEOUT_S = 6.0
 FINISH_TIMEOUT_S = 60.0
+_LONGEST_ID = 100  # of 128 characters
 # What makes everything that a process sends one run, or look like one.
 OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_NAME")
 
 
-class WandbTracker(Tracker):
+class WandbTracker(Copy):
     """One W&B run, closed by :meth:`close`.
 
     Args:
         run: begun, or continued.
         checkpoints: the run directory whose best checkpoint is sent at the end; None: none is.
-        logged: last step of each kind that an earlier start of the same run has sent; it is not sent again.
+        logged: last step of each kind that an earlier start of the same run has sent.
     """
 
     def __init__(self, run: wandb.Run, checkpoints: RunDir | None, logged: Mapping[str, int]) -> None:
+        super().__init__(logged)
         self._run = run
         self.run_id = run.id
         self._checkpoints = checkpoints
-        self._logged = logged
         self._defined: set[str] = set()
 
     def log(
         self, kind: Kind, step: int, time_s: float, values: Mapping[str, float], protocol: Facts | None = None
     ) -> None:
-        if step <= self._logged.get(kind, -1):
+        if not self.is_new(step, kind):
             return
         if protocol is not None:
             self._run.config.update({"protocol": dict(protocol)}, allow_val_change=True)
@@ -64,7 +67,7 @@ class WandbTracker(Tracker):
     def log_image(self, key: str, step: int, path: Path, caption: str) -> None:
         import wandb
 
-        if step >= max(self._logged.values(), default=0):
+        if self.is_new(step):
             self._run.log({key: wandb.Image(str(path), caption=caption), "step": step}, step=step)
 
     def send(self, kind: str, files: Sequence[Path]) -> None:
@@ -122,18 +125,23 @@ def _init(options: WandbOptions, context: Context, mode: str | None) -> wandb.Ru
         project=options.project or _variable("PROJECT", "relgan"),
         entity=options.entity,
         group=context.group if context.options.get("name") else _variable("RUN_GROUP", context.group),
-        name=_variable("NAME", context.run_dir.name),
+        name=_variable("NAME", context.title),
         job_type=_variable("JOB_TYPE", context.job_type),
         tags=[*context.tags, *(options.tags or split_values(_variable("TAGS", "")))],
         config=dict(context.options),
         # Its service keeps the working directory that it was started in.
         dir=Path(_variable("DIR", str(context.run_dir))).resolve(),
-        id=context.run_id,
+        id=context.run_id or _variable("RUN_ID", _new_id(context)),
         resume="allow" if context.run_id else None,
         mode=mode,  # type: ignore[arg-type]
         reinit="finish_previous",
-        settings=_settings(),
+        settings=_settings(options),
     )
+
+
+def _new_id(context: Context) -> str:
+    """The run directory's name in the letters that W&B takes, and what makes it the only one of a project."""
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', context.run_dir.name)[:_LONGEST_ID]}-{secrets.token_hex(4)}"
 
 
 def _variable(name: str, default: str) -> str:
@@ -141,15 +149,16 @@ def _variable(name: str, default: str) -> str:
     return os.environ.get(f"WANDB_{name}") or default
 
 
-def _settings() -> wandb.Settings:
+def _settings(options: WandbOptions) -> wandb.Settings:
     import wandb
 
     return wandb.Settings(
-        console="off",
+        console="wrap" if options.console else "off",
         silent=True,
-        x_disable_stats=True,
-        disable_git=True,
-        disable_code=True,
+        x_disable_stats=not options.system_metrics,
+        disable_git=not options.git,
+        disable_code=not options.code,
+        save_code=options.code,
         init_timeout=INIT_TIMEOUT_S,
         # Not waiting for a network that has gone away: the run's files stay, and `wandb sync` sends them.
         finish_timeout=FINISH_TIMEOUT_S,

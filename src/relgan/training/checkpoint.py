@@ -19,9 +19,9 @@ log = logging.getLogger("relgan")
 FORMAT = 4
 KEYS = (
     # The run: its configuration, the colour channels, classes (names and sizes) and fingerprint of its images, how its
-    # scores are made, its W&B run, and which of its parts come from whose code.
+    # scores are made, its trackers' runs, and which of its parts come from whose code.
     *("format", "config", "channels", "classes", "class_counts", "data_fingerprint", "protocol"),
-    *("tracker_run_id", "foreign"),
+    *("tracker_runs", "foreign"),
     # relgan.training.state.TrainState
     *("step", "seconds", "generator", "critic", "ema", "optimizers", "side_terms", "strength"),
     *("batches", "rng", "history"),

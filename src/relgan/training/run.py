@@ -22,7 +22,7 @@ from relgan.images import class_rows, grid, save_png, to_uint8
 from relgan.networks.sampling import sample_images, sample_rows
 from relgan.registry import DATASETS
 from relgan.rundir import RunDir
-from relgan.tracking.base import Tracker
+from relgan.tracking.base import Trackers
 from relgan.training.engine import Iteration
 from relgan.training.optimizers import total_iterations
 from relgan.training.schedules import Schedules
@@ -57,7 +57,7 @@ class Run:
     evaluator: Evaluator | None
     command: list[str]
     resumed_from: str | None
-    trackers: Tracker = field(init=False)
+    trackers: Trackers = field(init=False)
     lock: BaseFileLock = field(init=False)
     """Both are there once the run has its directory (relgan.resume.begin)."""
 
@@ -136,7 +136,8 @@ class Run:
         if (self.dir.samples / "real.png").exists():
             return
         count = min(self.config.train.sample_count, len(self.store))
-        self._save(torch.from_numpy(self.store.images[:count].copy()).permute(0, 3, 1, 2), "real.png")
+        path = self._save(torch.from_numpy(self.store.images[:count].copy()).permute(0, 3, 1, 2), "real.png")
+        self.trackers.log_image("samples/real", self.state.step, path, f"{count} real images")
 
     def save_grids(self, training_images: Tensor | None) -> None:
         """The fixed noise under the averaged generator, and the newest training images.
@@ -181,7 +182,7 @@ class Run:
             "class_counts": self.class_counts,
             "data_fingerprint": self.store.fingerprint,
             "protocol": self.protocol,
-            "tracker_run_id": self.trackers.run_id,
+            "tracker_runs": self.trackers.run_ids,
             "foreign": self.foreign,
         }
 
@@ -204,7 +205,7 @@ class Run:
             "protocol": self.protocol,
             "data_fingerprint": self.store.fingerprint,
             "resumed_from": self.resumed_from,
-            "tracker_run_id": self.trackers.run_id,
+            "tracker_runs": self.trackers.run_ids,
             "command": self.command,
             "foreign": self.foreign,
             "versions": {"python": platform.python_version(), **versions(PACKAGES)},
