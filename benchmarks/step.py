@@ -2,7 +2,8 @@
 
 One critic and one generator update, each with new real images and latents. ``python -m benchmarks.step`` prints
 images per second, how many times faster than the textbook in the same rounds, peak memory, and the share of the
-device's measured rate of float32 matrix products that the textbook's arithmetic in that time makes. With
+device's measured rate of float32 matrix products that the textbook's arithmetic in that time makes. On a GPU torch
+makes convolutions in TF32 unless it is told not to, as a textbook does not: there are two textbooks then. With
 ``--penalties`` it compares what penalties cost relgan's iteration instead.
 """
 
@@ -31,7 +32,7 @@ from relgan.builtin import ConvOptions
 from relgan.config import OptimizerConfig
 from relgan.data.batches import Batch, Batches, Sampler
 from relgan.data.store import PackedStore
-from relgan.device import choose_precision, has_bf16_units, prepare_device
+from relgan.device import Precision, choose_precision, has_bf16_units, has_tf32_units, prepare_device
 from relgan.losses import get_loss
 from relgan.networks import build_networks
 from relgan.penalties import ApproximatePenalty, GradientPenalty, Penalty, ZeroCenteredPenalty
@@ -110,8 +111,10 @@ def finished(iterate: Callable[[], object], device: torch.device) -> Callable[[]
     return call
 
 
-def prepare_textbook(network: str, loss: str, device_name: str) -> Callable[[], object]:
+def prepare_textbook(network: str, loss: str, device_name: str, *, tf32: bool) -> Callable[[], object]:
+    """With ``tf32`` as torch starts: convolutions in TF32, other products in float32."""
     device, found = torch.device(device_name), NETWORKS[network]
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32, False
     images = 2 * torch.rand(NUM_IMAGES, 3, found.image_size, found.image_size, device=device) - 1
     return finished(Textbook(network, loss, list(images), found.batch), device)
 
@@ -119,6 +122,14 @@ def prepare_textbook(network: str, loss: str, device_name: str) -> Callable[[], 
 def prepare_relgan(
     network: str, loss: str, penalty: Penalty, precision: str, engine: str, device_name: str
 ) -> Callable[[], object]:
+    iterate = build_iterate(network, loss, penalty, precision, engine, device_name)
+    return finished(iterate, torch.device(device_name))
+
+
+def build_iterate(
+    network: str, loss: str, penalty: Penalty, precision: str, engine: str, device_name: str
+) -> Callable[[], None]:
+    """relgan's iteration, which does not wait for the device."""
     device, found = prepare_device(device_name), NETWORKS[network]
     update = build_update(network, loss, penalty, precision, device, captured=engine == "cudagraph")
     size = found.image_size
@@ -133,7 +144,7 @@ def prepare_relgan(
         iteration([batches.next(), batches.next()])
         ema.update(update.generator)
 
-    return finished(iterate, device)
+    return iterate
 
 
 class FlopCounter(TorchDispatchMode):
@@ -170,25 +181,31 @@ def penalty_flops(network: str, penalty: Penalty) -> int:
     return counter.total
 
 
-def matmul_rate(device: torch.device) -> float:
-    """Floating-point operations per second of float32 products of 2048 × 2048 matrices."""
-    a, b = torch.randn(2, 2048, 2048, device=device)
+def matmul_rate(device: torch.device, precision: str = "fp32") -> float:
+    """Floating-point operations per second of products of large matrices, 2048 × 2048 or on a GPU 8192 × 8192."""
+    side, arithmetic = 8192 if device.type == "cuda" else 2048, Precision(device, precision)
+    a, b = torch.randn(2, side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     seconds = []
     for _ in range(10):
         started = time.perf_counter()
-        (a @ b)[0, 0].item()
+        with arithmetic.in_force():
+            (a @ b)[0, 0].item()
         seconds.append(time.perf_counter() - started)
-    return 2 * 2048**3 / statistics.median(seconds)
+    return 2 * side**3 / statistics.median(seconds)
 
 
 def ways(engines: list[str], device: torch.device) -> list[tuple[str, str]]:
     """Every arithmetic that the device has units for, in every engine."""
-    precisions = ["fp32", *(["bf16"] if has_bf16_units(device) else [])]
+    precisions = ["fp32"] + ["tf32"] * has_tf32_units(device) + ["bf16"] * has_bf16_units(device)
     return [(precision, engine) for precision in precisions for engine in engines]
 
 
 def contestants(network: str, loss: str, engines: list[str], device: torch.device) -> dict[str, Prepare]:
-    found: dict[str, Prepare] = {"textbook, fp32": partial(prepare_textbook, network, loss, device.type)}
+    arithmetics = {"fp32": False, **({"tf32": True} if has_tf32_units(device) else {})}
+    found: dict[str, Prepare] = {
+        f"textbook, {name}": partial(prepare_textbook, network, loss, device.type, tf32=tf32)
+        for name, tf32 in arithmetics.items()
+    }
     for precision, engine in ways(engines, device):
         name = f"relgan, {precision}, {engine}"
         found[name] = partial(prepare_relgan, network, loss, LOSSES[loss], precision, engine, device.type)
@@ -219,7 +236,8 @@ def main() -> None:
                 }
                 add_penalties(table, network, way, measure(penalised))
     else:
-        table = Table("", "images/s", "times the textbook", "peak memory", "share of matmul rate", title=title)
+        times = ["times the textbook"] + ["… in TF32"] * has_tf32_units(device)
+        table = Table("", "images/s", *times, "peak memory", "share of matmul rate", title=title)
         for network in arguments.networks:
             for loss in arguments.losses:
                 measured = measure(contestants(network, loss, arguments.engines, device))
@@ -242,14 +260,14 @@ def add_penalties(table: Table, network: str, way: tuple[str, str], measured: di
 
 def add_rows(table: Table, network: str, loss: str, measured: dict[str, Measured], device: torch.device) -> None:
     rate, work, batch = matmul_rate(device), flops(network, loss), NETWORKS[network].batch
-    textbook = next(iter(measured.values()))
+    textbooks = [one for name, one in measured.items() if name.startswith("textbook")]
     table.add_section()
     for name, one in measured.items():
         middle = statistics.median(one.seconds)
         table.add_row(
             f"{network}, {loss}, batch {batch}: {name}",
             f"{batch / middle:.1f}",
-            f"{speedup(textbook.seconds, one.seconds):.2f}×",
+            *(f"{speedup(textbook.seconds, one.seconds):.2f}×" for textbook in textbooks),
             f"{one.fact / 1e9:.2f} GB",
             f"{work / middle / rate:.0%}",
         )

@@ -80,6 +80,30 @@ def test_penalties_are_compared_with_none_of_the_same_round() -> None:
     assert memory == ["1.00 GB", "2.00 GB"]
 
 
+def test_a_gpus_textbooks_are_one_in_each_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch starts with TF32 in convolutions; a ratio to that is another one than to float32."""
+    from benchmarks import step
+    from benchmarks.timing import Measured
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(step, "has_tf32_units", lambda device: True)
+    monkeypatch.setattr(step, "has_bf16_units", lambda device: True)
+    found = step.contestants("cnn32", "sgan", ["eager"], cpu)
+    ours = [f"relgan, {precision}, eager" for precision in ("fp32", "tf32", "bf16")]
+    assert list(found) == ["textbook, fp32", "textbook, tf32", *ours]
+    seconds = dict(zip(found, (4.0, 2.0, 2.0, 1.0, 0.5), strict=True))
+    monkeypatch.setattr(step, "matmul_rate", lambda device: 1e12)
+    table = Table("", "images/s", "times the textbook", "… in TF32", "peak memory", "share of matmul rate")
+    step.add_rows(table, "cnn32", "sgan", {name: Measured([second] * 3) for name, second in seconds.items()}, cpu)
+    assert list(table.columns[2].cells) == ["1.00×", "2.00×", "2.00×", "4.00×", "8.00×"]
+    assert list(table.columns[3].cells) == ["0.50×", "1.00×", "1.00×", "2.00×", "4.00×"]
+    before = torch.backends.cudnn.allow_tf32
+    for name, tf32 in (("textbook, fp32", False), ("textbook, tf32", True)):
+        found[name]()
+        assert torch.backends.cudnn.allow_tf32 is tf32
+    torch.backends.cudnn.allow_tf32 = before
+
+
 def test_contestants_take_turns_and_are_compared_round_by_round() -> None:
     from benchmarks.timing import interleave, peak_memory, speedup
 

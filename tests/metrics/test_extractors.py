@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from relgan.config import MetricsConfig
 from relgan.data.sets.digits import digits as digit_images
-from relgan.metrics.extractors import Extractor, Extractors, digits
+from relgan.metrics.extractors import Extractor, Extractors, digits, faster_layout
 from relgan.metrics.weights import WeightFile
 from relgan.options import ConfigError, RelganError
 from relgan.registry import DatasetOptions
@@ -245,3 +246,32 @@ def test_unpublished_inception_weights_are_used_but_marked(
     assert not extractor.weights_known
     assert "metrics.weights: this is not the published weights-inception" in caplog.text
     assert extractor.identity["input_size"] == 299
+
+
+class SlowIn(nn.Module):
+    """A convolution that takes long in one memory layout of its weights and images."""
+
+    def __init__(self, layout: torch.memory_format) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 3, 3)
+        self.slow = layout
+
+    def forward(self, images: Tensor) -> Tensor:
+        both = (images, self.convolution.weight)
+        time.sleep(0.02 * all(values.is_contiguous(memory_format=self.slow) for values in both))
+        made: Tensor = self.convolution(images)
+        return made
+
+
+@pytest.mark.parametrize(
+    ("slow", "fast"),
+    [(torch.channels_last, torch.contiguous_format), (torch.contiguous_format, torch.channels_last)],
+)
+def test_the_layout_that_the_device_is_faster_in_is_kept(slow: torch.memory_format, fast: torch.memory_format) -> None:
+    network, images, waits = SlowIn(slow), torch.rand(2, 2, 8, 8), []
+    before = network(images)
+    assert faster_layout(network, images, lambda: waits.append(1)) == fast
+    assert network.convolution.weight.is_contiguous(memory_format=fast)
+    assert not network.convolution.weight.is_contiguous(memory_format=slow)
+    torch.testing.assert_close(network(images), before)
+    assert len(waits) == 4
