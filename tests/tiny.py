@@ -37,6 +37,7 @@ SIZE = (
     "precision=fp32",
     "device=cpu",
 )
+CPU = torch.device("cpu")
 # Batch norm in both networks, and Adam as in the papers.
 CALM = ("model.spectral_norm=false", "optimizer.lr_g=2e-4", "optimizer.lr_d=2e-4", "optimizer.betas=[0.5,0.999]")
 OPTIONS = ("dataset.name=digits", "tracker.name=none", "metrics.scores=[]", *CALM, *SIZE)
@@ -121,11 +122,11 @@ def update(
     pack: int = 1,
     channels: int = 1,
     size: int = 32,
+    device: torch.device = CPU,
     **of_loss: Any,
 ) -> Update:
-    """An update of new size×size networks on the CPU; ``of_loss`` are options of the loss."""
-    device = torch.device("cpu")
-    generator, critic = (network.to(dtype) for network in build_networks(options, size, channels, classes))
+    """An update of new size×size networks; ``of_loss`` are options of the loss."""
+    generator, critic = (network.to(device, dtype) for network in build_networks(options, size, channels, classes))
     augmentation = AUGMENTATIONS[augment].options
     optimizer_g, optimizer_d = build_optimizers(optimizer or OptimizerConfig(lr_g=2e-4, lr_d=2e-4), generator, critic)
     return Update(
