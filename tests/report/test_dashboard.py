@@ -46,7 +46,7 @@ def test_scores_are_compared_by_dataset_and_loss_with_bands(spec: dict[str, Any]
         ("step", "mean", "minmax")
     }
     grouping = json.dumps(spec["run_sets"])
-    assert grouping.index("dataset.value.name") < grouping.index("loss.value.name")
+    assert grouping.index("choices.value.dataset") < grouping.index("choices.value.loss")
 
 
 def test_every_chart_of_training_shows_a_value_that_training_logs(spec: dict[str, Any], tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def build_workspace(entity: str, project: str) -> ws.Workspace:
         name="relgan: losses compared",
         settings=ws.WorkspaceSettings(x_axis="step", ignore_outliers=False),
         # Plain strings would be taken for metrics.
-        runset_settings=ws.RunsetSettings(groupby=[ws.Config("dataset.name"), ws.Config("loss.name")]),
+        runset_settings=ws.RunsetSettings(groupby=[ws.Config("choices.dataset"), ws.Config("choices.loss")]),
         sections=[
             ws.Section(name="Scores by dataset and loss", is_open=True, panels=bars),
             ws.Section(name="Score curves", is_open=True, panels=[curve(title(key), key) for key in scores]),

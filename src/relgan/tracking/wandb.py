@@ -13,7 +13,7 @@ import secrets
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relgan.builtin import WandbOptions
 from relgan.metrics.catalogue import direction
@@ -128,7 +128,7 @@ def _init(options: WandbOptions, context: Context, mode: str | None) -> wandb.Ru
         name=_variable("NAME", context.title),
         job_type=_variable("JOB_TYPE", context.job_type),
         tags=[*context.tags, *(options.tags or split_values(_variable("TAGS", "")))],
-        config=dict(context.options),
+        config={**context.options, "choices": _choices(context.options)},
         # Its service keeps the working directory that it was started in.
         dir=Path(_variable("DIR", str(context.run_dir))).resolve(),
         id=context.run_id or _variable("RUN_ID", _new_id(context)),
@@ -137,6 +137,15 @@ def _init(options: WandbOptions, context: Context, mode: str | None) -> wandb.Ru
         reinit="finish_previous",
         settings=_settings(options),
     )
+
+
+def _choices(options: Mapping[str, Any]) -> dict[str, str]:
+    """The name of each group's choice.
+
+    Where an agent of W&B sweeps over a group, W&B keeps the name alone in the place of the group's values, locked.
+    """
+    groups = {group: values for group, values in options.items() if isinstance(values, Mapping)}
+    return {group: values["name"] for group, values in groups.items() if "name" in values}
 
 
 def _new_id(context: Context) -> str:
