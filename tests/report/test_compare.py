@@ -59,7 +59,41 @@ def test_many_options_are_named_only_where_they_are_unusual(tmp_path: Path) -> N
 def test_budgets_can_be_compared(tmp_path: Path) -> None:
     for iterations in (500, 1000):
         make_run(tmp_path / str(iterations), train__iterations=iterations)
-    assert compare(tmp_path).variants == ["iterations=1000", "iterations=500"]
+    assert compare(tmp_path).variants == ["iterations=500", "iterations=1000"]
+
+
+def test_options_are_compared_within_one_data_set(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        make_run(tmp_path / f"d{seed}", dataset="digits", seed=seed, dataset__num_images=None, model__width=16)
+        make_run(tmp_path / f"s{seed}", dataset="stacked_digits", seed=seed, dataset__num_images=30000)
+    for size in (64, 128):
+        make_run(tmp_path / f"c{size}", dataset="celeba", dataset__image_size=size, dataset__min_images=1000)
+    comparison = compare(tmp_path)
+    assert comparison.datasets == ["celeba · image_size=64", "celeba · image_size=128", "digits", "stacked_digits"]
+    assert comparison.variants == ["ragan"]
+    assert comparison.differing == []
+
+
+def test_a_folder_goes_by_its_own_name(tmp_path: Path) -> None:
+    for name in ("cats", "dogs.zip"):
+        make_run(tmp_path / name, dataset="folder", dataset__path=f"/somewhere/{name}")
+    assert compare(tmp_path).datasets == ["cats", "dogs"]
+
+
+def test_a_label_has_the_loss_first_then_what_the_sweep_varied(tmp_path: Path) -> None:
+    for loss in ("ragan", "sgan"):
+        for width, beta in ((8, 0.5), (16, 0.9)):
+            words = [f"optimizer.beta={beta}", f"loss={loss}", f"model.width={width}"]
+            path = make_run(tmp_path / f"{loss}{width}", loss, model__width=width, optimizer__beta=beta)
+            summary = json.loads((path / "summary.json").read_text())
+            (path / "summary.json").write_text(json.dumps({**summary, "command": words}))
+    # The width follows from beta, which stands first in the commands; the model would be named before the optimizer.
+    assert compare(tmp_path).variants == [
+        "sgan · beta=0.5",
+        "sgan · beta=0.9",
+        "ragan · beta=0.5",
+        "ragan · beta=0.9",
+    ]
 
 
 def test_an_option_that_follows_from_the_loss_stays_out_of_the_name_but_not_out_of_sight(tmp_path: Path) -> None:

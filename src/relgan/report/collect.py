@@ -17,7 +17,7 @@ from relgan.options import RelganError, flatten
 from relgan.rundir import RunDir
 
 STATUSES = ("finished", "diverged", "failed", "interrupted", "running")
-_GROUPS = ("model", "loss", "penalty", "dataset", "optimizer", "metrics", "tracker")
+_GROUPS = ("model", "loss", "penalty", "augment", "dataset", "optimizer", "metrics", "tracker")
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,15 @@ def _read_options(path: Path) -> dict[str, Any]:
     return flatten(content) if isinstance(content, dict) else {}
 
 
-def _guess_options(command: list[str]) -> dict[str, Any]:
-    """A job that failed before its config.yaml was written is known by its overrides alone."""
+def overrides(command: Sequence[str]) -> list[tuple[str, str]]:
+    """Options of a command with their values; a choice in a group (loss=ragan) is its name (loss.name)."""
     pairs = (word.lstrip("+").partition("=") for word in command if "=" in word)
-    options: dict[str, Any] = {f"{key}.name" if key in _GROUPS else key: value for key, _, value in pairs}
+    return [(f"{key}.name" if key in _GROUPS else key, value) for key, _, value in pairs]
+
+
+def _guess_options(command: Sequence[str]) -> dict[str, Any]:
+    """A job that failed before its config.yaml was written is known by its overrides alone."""
+    options: dict[str, Any] = dict(overrides(command))
     if str(options.get("seed", "")).isdecimal():
         options["seed"] = int(options["seed"])
     return options

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from typing import Any
 from relgan.metrics.catalogue import FEATURES, OF_NO_SCORE, direction, families, family, score_of
 from relgan.options import flatten
 from relgan.registry import LOSSES
-from relgan.report.collect import Row, RunRecord
+from relgan.report.collect import Row, RunRecord, overrides
 
 MANY_OPTIONS = 2  # beyond the loss; a name that lists more of them is not read
 POINTS = 120  # of a curve: a chart is about three pixels wide for each
 
-_DATASET = ("name", "path", "image_size", "split", "num_images", "min_images", "crop", "url", "residence")
+# In the label of a data set, where runs on it differ in them.
+_OF_IMAGES = ("image_size", "split", "num_images", "min_images", "crop")
 _NOT_COMPARED = {
-    *(f"dataset.{name}" for name in _DATASET),
+    *(f"dataset.{name}" for name in ("name", "path", *_OF_IMAGES, "url", "residence")),
     *("name", "seed", "device", "resume", "fail_fast"),
     *("train.log_every", "train.sample_every", "train.sample_count", "train.checkpoint_every"),
 }
@@ -93,26 +95,32 @@ class Board:
 class Comparison:
     """Runs sorted into variants (what differs but the seed) and datasets.
 
+    Options are compared within one data set: what follows from the choice of the data names nothing.
+
     Attributes:
         runs: one for each variant, dataset and seed.
         superseded: other runs of the same variant, dataset and seed.
-        differing: options whose values differ between runs.
+        differing: options whose values differ between runs on one data set.
     """
 
     def __init__(self, runs: Sequence[RunRecord]) -> None:
         self._root = Path(os.path.commonpath([run.path.parent for run in runs])).parent
         every = {key for run in runs for key in run.options}
         self._usual = {key: _most_common(run.options[key] for run in runs if key in run.options) for key in every}
-        self._dataset_options = [
-            f"dataset.{name}" for name in _DATASET[2:7] if _differs(runs, f"dataset.{name}", self.value)
-        ]
-        self.differing = sorted(key for key in every if _compared(key) and _differs(runs, key, self.value))
+        named = _grouped(runs, self._images)
+        self._dataset_options = {
+            name: [o for o in _OF_IMAGES if _differs(same, f"dataset.{o}", self.value)] for name, same in named.items()
+        }
+        on_one = _grouped(runs, self.dataset).values()
+        self.differing = sorted(
+            key for key in every if _compared(key) and any(_differs(same, key, self.value) for same in on_one)
+        )
         self.label_options = self._needed(runs)
         self.runs, self.superseded = self._one_per_seed(runs)
-        self.datasets = sorted({self.dataset(run) for run in self.runs})
+        self.datasets = sorted({self.dataset(run) for run in self.runs}, key=_by_value)
         order = {name: index for index, name in enumerate(LOSSES.names())}
         labels = {self.variant(run): order.get(self.loss(run), len(order)) for run in self.runs}
-        self.variants = sorted(labels, key=lambda label: (labels[label], label))
+        self.variants = sorted(labels, key=lambda label: (labels[label], _by_value(label)))
 
     @property
     def every(self) -> list[RunRecord]:
@@ -131,9 +139,9 @@ class Comparison:
 
     def _needed(self, runs: Sequence[RunRecord]) -> list[str]:
         """The fewest options that tell variants apart: one that follows from the others would only make labels long."""
-        first = {"loss.name": 0, "model.name": 1, "penalty.name": 2, "optimizer.name": 3}
+        first = ["loss.name", *_swept(runs), "model.name", "penalty.name"]
         kept: list[str] = []
-        for key in sorted(self.differing, key=lambda key: (first.get(key, 4), key)):
+        for key in sorted(self.differing, key=lambda key: (first.index(key) if key in first else len(first), key)):
             seen: dict[tuple[str, ...], set[str]] = defaultdict(set)
             for run in runs:
                 seen[self.dataset(run), *(self.value(run, k) for k in kept)].add(self.value(run, key))
@@ -153,9 +161,15 @@ class Comparison:
         return " · ".join(parts) or "usual settings"
 
     def dataset(self, run: RunRecord) -> str:
-        parts = [self.value(run, "dataset.name") or "unknown"]
-        parts += [f"{key.removeprefix('dataset.')}={self.value(run, key)}" for key in self._dataset_options]
-        return " · ".join(parts)
+        """Its name, and what tells the run's images from those of others by that name."""
+        name = self._images(run)
+        parts = [f"{option}={self.value(run, f'dataset.{option}')}" for option in self._dataset_options[name]]
+        return " · ".join([name, *parts])
+
+    def _images(self, run: RunRecord) -> str:
+        name = self.value(run, "dataset.name") or "unknown"
+        path = run.options.get("dataset.path")
+        return Path(path).stem if name == "folder" and isinstance(path, str) else name
 
     def of(self, variant: str | None = None, dataset: str | None = None) -> list[RunRecord]:
         """Runs of a variant, a dataset or both, by seed."""
@@ -191,7 +205,7 @@ class Comparison:
         for run in self.runs:
             if key in run.score_keys:
                 groups[self.variant(run), self.column(run, key)].append(run)
-        columns = sorted({column for _, column in groups}, key=lambda c: (c.dataset, c.facts))
+        columns = sorted({column for _, column in groups}, key=lambda c: (self.datasets.index(c.dataset), c.facts))
         smaller = direction(key) == "min"
         thresholds = {}
         for column in columns:
@@ -219,6 +233,12 @@ def _placing(board: Board, smaller: bool) -> Any:
     return lambda variant: statistics.fmean(places[variant]) if variant in places else float("inf")
 
 
+def _by_value(label: str) -> list[Any]:
+    """Sort key of a label in which numbers count as such: n_critic=5 before n_critic=10."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", label)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
@@ -229,6 +249,22 @@ def _most_common(values: Iterable[Any]) -> str:
 
 def _compared(key: str) -> bool:
     return key not in _NOT_COMPARED and not key.startswith(("metrics.", "tracker."))
+
+
+def _grouped(runs: Sequence[RunRecord], key: Callable[[RunRecord], str]) -> dict[str, list[RunRecord]]:
+    groups: dict[str, list[RunRecord]] = defaultdict(list)
+    for run in runs:
+        groups[key(run)].append(run)
+    return groups
+
+
+def _swept(runs: Sequence[RunRecord]) -> list[str]:
+    """Options to which the commands give more than one value, in the commands' order."""
+    values: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        for key, value in overrides(run.command):
+            values[key].add(value)
+    return [key for key, given in values.items() if len(given) > 1]
 
 
 def _differs(runs: Sequence[RunRecord], key: str, value: Any) -> bool:
