@@ -68,7 +68,7 @@ def test_every_choice_of_every_group_is_known() -> None:
     known = choices(None)
     assert all(known[group] == list(registry) for group, registry in GROUPS.items())
     assert set(known["optimizer"]) == {"adam", "adam_fast", "adam_wgan", "rmsprop"}
-    assert set(known["tracker"]) == {"wandb", "none"}
+    assert set(known["tracker"]) == {"wandb", "tensorboard", "mlflow", "none"}
     assert set(known["model"]) == {"dcgan", "cnn32", "r3gan"}
 
 
@@ -340,7 +340,7 @@ def test_a_group_has_the_options_of_its_choice() -> None:
     config = resolve({"penalty": {"name": "r1", "weight": 3}, "tracker": {"name": "none"}, "loss": {"name": "sgan"}})
     assert config.penalty == ZeroCenteredOptions("r1", 3.0)
     assert vars(config.loss) == {"name": "sgan", "centring": 0.0, "lecam": 0.0}
-    assert vars(config.tracker) == {"name": "none"}
+    assert vars(config.tracker) == {"name": "none", "also": []}
     assert resolve(as_values(config)) == config
 
 
