@@ -312,7 +312,8 @@ def test_after_a_broken_recording_torch_is_as_it_was_and_the_reason_is_the_first
     for name in ("Stream", "current_stream", "set_stream", "stream", "CUDAGraph", "graph_pool_handle", "graph"):
         monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
     monkeypatch.setattr(torch.cuda, "default_generators", cuda.default_generators)
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: ended.append(pool))
+    for call in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, call, lambda *pool, call=call: ended.append((call, *pool)))
 
     def work() -> None:
         calls.append(1)
@@ -324,7 +325,7 @@ def test_after_a_broken_recording_torch_is_as_it_was_and_the_reason_is_the_first
     assert cuda.mode == "thread_local"
     assert cuda.current is cuda.outside
     assert len(cuda.default_generators[0].states) == 1
-    assert ended == [(0, "pool")]
+    assert ended == [("_cuda_endAllocateToPool", 0, "pool"), ("_cuda_releasePool", 0, "pool")]
 
 
 @pytest.mark.slow

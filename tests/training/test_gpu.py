@@ -22,7 +22,11 @@ from relgan.training.engine import Eager, build_iteration, cuda_graph
 from relgan.training.optimizers import build_optimizers
 from relgan.training.update import Update
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    # Of torch: what is made for a graph runs eagerly, and a kernel may have no deterministic form.
+    *(pytest.mark.filterwarnings(f"ignore:.*{word}") for word in ("capturable=True", "eterministic")),
+]
 
 HERE = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HERE else "cpu")

@@ -176,9 +176,10 @@ def _end_of_capture(outside: torch.cuda.Stream, pool: tuple[int, int]) -> None:
     # Until 2.11 the generator believes that it is still recorded.
     rng = torch.cuda.default_generators[outside.device_index]
     rng.graphsafe_set_state(torch.Generator(outside.device))
-    # Else the allocator refuses to empty its cache. It complains where capture_end got that far.
+    # Else the allocator keeps what was recorded and refuses to empty its cache. It complains where the graph does both.
     with contextlib.suppress(RuntimeError):
         torch._C._cuda_endAllocateToPool(outside.device_index, pool)
+        torch._C._cuda_releasePool(outside.device_index, pool)
 
 
 def _cause(error: BaseException) -> str:
