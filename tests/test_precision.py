@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import processes
 import tiny
 from relgan import load
 from relgan.build import build_run
@@ -110,6 +111,20 @@ def test_scores_in_training_keep_their_own_arithmetic() -> None:
         extractor(torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
         assert tf32() == (True, True)
     assert network.seen == {(False, False)}
+
+
+def test_a_program_that_has_set_its_arithmetic_by_torchs_newer_names_goes_on() -> None:
+    """In a process of its own, because torch cannot be brought back to where it started."""
+    code = """
+import torch
+from relgan.device import Precision, prepare_device
+if hasattr(torch.backends, "fp32_precision"):
+    torch.backends.fp32_precision = "tf32"
+with Precision(prepare_device("cpu"), "fp32").in_force():
+    print("computes")
+"""
+    done = processes.run(code)
+    assert done.stdout == "computes\n", done.stderr
 
 
 def test_statistics_of_real_images_are_kept_for_each_arithmetic(cache: Path) -> None:

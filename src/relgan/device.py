@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -84,12 +85,19 @@ class Precision:
     def in_force(self) -> Iterator[None]:
         """For everything, backward passes too: float32 products are TF32 or not as the name says, whatever was set."""
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        before = cudnn.allow_tf32, matmul.allow_tf32
+        before = _allows_tf32(cudnn), _allows_tf32(matmul)
         cudnn.allow_tf32 = matmul.allow_tf32 = self.name == "tf32"
         try:
             yield
         finally:
             cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def _allows_tf32(backend: Any) -> bool:
+    try:
+        return bool(backend.allow_tf32)
+    except RuntimeError:  # somebody has set fp32_precision, too, after which torch reads neither
+        return False
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from relgan.config import MetricsConfig
+from relgan.device import Precision
 from relgan.images import to_float
 from relgan.metrics.extractors import Extractors, hash_file
 from relgan.metrics.scores import Batch, Score
@@ -105,7 +106,9 @@ class Diversity(Score):
         pairs = len(images) // 2
         if pairs:
             rgb = to_float(images[: 2 * pairs]).expand(-1, 3, -1, -1)
-            accumulator.update(self.network(rgb[0::2], rgb[1::2]).flatten())
+            with Precision(rgb.device, "fp32").in_force():
+                distances = self.network(rgb[0::2], rgb[1::2]).flatten()
+            accumulator.update(distances)
 
     def compute(self, accumulated: Estimate) -> dict[str, float]:
         return {"lpips_diversity": accumulated.mean, "lpips_diversity_se": accumulated.std}
