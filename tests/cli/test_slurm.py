@@ -99,7 +99,8 @@ def test_a_job_past_its_time_limit_goes_on_bit_for_bit(cluster: slurm.Cluster) -
     assert "stopped by SIGUSR2" in log
     assert "is requeued" in log
     assert "continuing from" in log
-    tiny.run(Path("straight"), *long, "seed=1")
+    straight = ["relgan-train", *tiny.ARGUMENTS, *long, "seed=1", "hydra.run.dir=straight"]
+    subprocess.run(straight, env=cluster.environment, check=True, capture_output=True)
     differing = set(tiny.differing(tiny.last(jobs()["1"]), tiny.last(Path("straight"))))
     assert not {name for name in differing if not name.startswith((".config", ".seconds"))}
 
