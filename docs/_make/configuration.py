@@ -16,8 +16,8 @@ PAGE = Path(__file__).resolve().parents[1] / "configuration.md"
 
 HEAD = """# Configuration
 
-Every group and every option of a run, made from the declarations in the code (`make docs`). `relgan-train --help` prints
-the same, and `relgan-train … --cfg job` what a line composes to. `null` means not set.
+Every group and every option of a run, made from the declarations in the code by `make docs`. `relgan-train --help`
+prints the same; with `--cfg job` it prints what a line composes to. `null` means not set.
 
 ## Groups
 
@@ -66,9 +66,8 @@ def _type(kind: Any) -> str:
         return " or ".join("null" if part is type(None) else _type(part) for part in get_args(kind))
     if origin in (list, tuple):
         return f"list of {_type(get_args(kind)[0])}"
-    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(
-        kind.__name__, kind.__name__
-    )
+    name: str = kind.__name__
+    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(name, name)
 
 
 def _codes(names: Iterator[str] | Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 import torch
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from relgan.losses import get_loss, hinge_cost, linear_cost, log_cost, square_cost
@@ -16,13 +17,18 @@ COSTS = {"log": log_cost, "square": square_cost, "hinge": hinge_cost, "linear": 
 
 
 def costs() -> None:
-    """What the critic pays for a real image, by how real it looks."""
+    """What the critic pays for a real and for a fake image, by how real each looks."""
     a = torch.linspace(-3, 3, 241)
-    figure, axes = pyplot.subplots(figsize=(6, 3.2))
-    for name, cost in COSTS.items():
-        axes.plot(a, cost("paired").f1(a), label=name)
-    axes.set(xlabel="a_real: how much more real than what it is compared with", ylabel="cost f₁", ylim=(-3, 6))
-    axes.legend(frameon=False)
+    figure, axes = pyplot.subplots(1, len(COSTS), figsize=(10, 2.8), sharey=True)
+    for panel, (name, cost) in zip(axes, COSTS.items(), strict=True):
+        panel.plot(a, cost("paired").f1(a), label="f₁, real")
+        panel.plot(a, cost("paired").f2(a), label="f₂, fake")
+        if not torch.equal(cost("standard").f2(a), cost("paired").f2(a)):
+            panel.plot(a, cost("standard").f2(a), "C1:", label="f₂, standard form")
+        panel.set(title=name, xlabel="a", ylim=(-3, 6))
+    axes[0].set_ylabel("the critic's cost")
+    lines, labels = axes[list(COSTS).index("square")].get_legend_handles_labels()
+    figure.legend(lines, labels, frameon=False, loc="upper center", ncols=len(labels), bbox_to_anchor=(0.5, 0.0))
     save(figure, "losses_costs")
 
 
@@ -48,7 +54,7 @@ def _pull_on_real(name: str, real: Tensor, fake: Tensor) -> float:
     return float(get_loss(name).pull(real, fake)[0])
 
 
-def save(figure: pyplot.Figure, name: str) -> None:
+def save(figure: Figure, name: str) -> None:
     """Write one drawing, the same bytes each time."""
     figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
     pyplot.close(figure)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import re
 import runpy
 import shlex
@@ -10,13 +12,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
+from torch import nn
 
 import tiny
-from relgan.cli import evaluate, report, sample
+from relgan.cli import evaluate, report, sample, train
 from relgan.cli.command import Line
 from relgan.cli.compose import choices, compose, conf_dir
 from relgan.cli.words import as_typed
@@ -33,20 +38,32 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def commands(program: str) -> list[list[str]]:
-    """The words of every line of the documents that calls a program, without it."""
-    found = {}
+def lines() -> Iterator[str]:
+    """Every line of the documents that can be typed: of blocks of bash, and between backticks."""
     for page in PAGES:
         if page.name in RUN_ELSEWHERE:
             continue
-        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                for called in (program, f"relgan.cli.{program.removeprefix('relgan-')}"):
-                    if called in words:
-                        found[line] = words[words.index(called) + 1 :]
+        text = page.read_text(encoding="utf-8")
+        for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            yield from block.replace("\\\n", " ").splitlines()
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        # With … it is an outline, and alone a name.
+        yield from (span.partition(" | ")[0] for span in re.findall(r"`([^`…]+ [^`…]+)`", prose))
+
+
+def commands(*programs: str) -> list[list[str]]:
+    """The words of every line that calls one of the programs, without it."""
+    found: dict[tuple[str, ...], None] = {}
+    for line in lines():
+        if not any(program in line for program in programs):
+            continue
+        words = shlex.split(line, comments=True)
+        for called in programs:
+            # Their parts are placeholders: tests/test_extend.py has real ones.
+            if called in words and "plugins=[" not in line:
+                found[tuple(words[words.index(called) + 1 :])] = None
     assert found
-    return list(found.values())
+    return [list(words) for words in found]
 
 
 def shown(words: list[str]) -> str:
@@ -73,10 +90,10 @@ def jobs(words: list[str]) -> Iterator[list[str]]:
         yield [options[min(number, len(options) - 1)] for options in values]
 
 
-@pytest.mark.parametrize("words", commands("relgan-train"), ids=shown)
+@pytest.mark.parametrize("words", commands("relgan-train", "relgan.cli.train"), ids=shown)
 def test_a_training_composes(words: list[str]) -> None:
     # A search draws its own values.
-    left_out = ("--help", "--cfg", "job")
+    left_out = ("--help", "--cfg", "job", "--info", "all")
     for job in jobs([word for word in words if word not in left_out and "tag(" not in word]):
         compose(Line.of(job))
 
@@ -92,7 +109,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("documents")
     size = ["dataset.num_images=64", "train.iterations=2", "model.width=2", "train.batch_size=4"]
     seen = ["train.sample_every=1", "metrics.scores=[fid]", "metrics.num_images=8", "metrics.reference_images=16"]
-    for name in ("outputs/NAME/TIME", "outputs/NAME/OTHER_TIME", "multirun/first/job", "labelled"):
+    for name in (
+        "outputs/NAME/TIME",
+        "outputs/NAME/OTHER_TIME",
+        "multirun/first/job",
+        "multirun/stacked/job",
+        "labelled",
+    ):
         labels = ["dataset.labels=true"] if name == "labelled" else []
         tiny.run(path / name, *size, *seen, *labels)
     for name in ("photos", "samples"):
@@ -119,10 +142,15 @@ def call(place: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
 QUICK = ["metrics.num_images=8", "metrics.batch_size=4", "metrics.kid_subset_size=8"]
 
 
+# Of another machine: data and weights that are downloaded.
+FAR = ("metrics.extractor=inception", "metrics.extractor=dinov2_s", "metrics=paper_cifar10", "reference=cifar10")
+
+
 @pytest.mark.parametrize("words", commands("relgan-eval"), ids=shown)
 def test_a_scoring_runs(words: list[str], call: Call, hydra_undone: None) -> None:
-    if "outputs/r3gan_cifar10/TIME" in words:
-        pytest.skip("needs CIFAR-10 and Inception's weights")
+    if set(FAR) & set(words):
+        compose(Line.of([word for word in words if word.startswith("metrics")]))
+        return
     own = ["metrics.extractor=efficientnet_lite0", "metrics.input_size=32"] if "images=samples.zip" in words else []
     call(evaluate.main, "relgan-eval", [*words, *QUICK, *own])
 
@@ -137,6 +165,72 @@ def test_a_sampling_runs(words: list[str], call: Call) -> None:
 @pytest.mark.parametrize("words", commands("relgan-report"), ids=shown)
 def test_a_comparison_is_written(words: list[str], call: Call) -> None:
     call(report.main, "relgan-report", words)
+
+
+def test_the_mistake_is_answered_as_shown(call: Call, hydra_undone: None, capsys: pytest.CaptureFixture[str]) -> None:
+    line, answer = re.findall(r"^\$ relgan-train (.*)\n(relgan-train: .*)$", read("README.md"), re.MULTILINE)[0]
+    with pytest.raises(SystemExit) as ended:
+        call(train.main, "relgan-train", line.split())
+    assert (ended.value.code, capsys.readouterr().err) == (2, f"{answer}\n")
+
+
+def test_every_target_of_make_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    named = re.findall(r"\bmake ([a-z-]+)", "\n".join(line for line in lines() if line.startswith("make ")))
+    assert named
+    assert set(named) <= targets
+
+
+BENCHMARKS = [words[1:] for words in commands("python") if words[0] == "-m"]
+
+
+@pytest.mark.parametrize("words", BENCHMARKS, ids=shown)
+def test_a_benchmark_takes_its_options(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(words[0])
+    monkeypatch.setattr(sys, "argv", words)
+    if not words[1:]:
+        assert callable(module.main)
+        return
+    read_line = argparse.ArgumentParser.parse_args
+
+    class Understood(Exception):
+        pass
+
+    def parsed(parser: argparse.ArgumentParser) -> NoReturn:
+        read_line(parser)
+        raise Understood
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    with pytest.raises(Understood):
+        module.main()
+
+
+PYTHON = [
+    (page.name, block)
+    for page in PAGES
+    if page.name not in RUN_ELSEWHERE
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("page", "block"), PYTHON, ids=[page for page, _ in PYTHON])
+def test_a_block_of_python_runs(page: str, block: str) -> None:
+    names: dict[str, Any] = {
+        "critic": nn.Linear(3, 1),
+        "real": torch.randn(4, 3),
+        "fake": torch.randn(4, 3, requires_grad=True),
+    }
+    exec(block, names)
+    assert {name: names[name].shape for name in ("loss_d", "loss_g")} == {"loss_d": (), "loss_g": ()}
+
+
+def test_the_code_beside_a_formula_is_the_codes() -> None:
+    source = read("src/relgan/losses.py") + read("src/relgan/penalties.py")
+    cells = [row.rstrip(" |").rpartition("|")[2] for row in re.findall(r"^\|.*$", read("docs/losses.md"), re.MULTILINE)]
+    shown = [code for cell in cells for code in re.findall(r"`([^`]*[(,.][^`]*)`", cell) if not code.endswith(".py")]
+    assert len(shown) > 15
+    for code in shown:
+        assert code in source, code
 
 
 # --- links and lists ---
