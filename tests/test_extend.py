@@ -102,7 +102,7 @@ def test_they_are_swept_beside_a_built_in_loss_and_are_in_the_report(sweep: Path
     page = (sweep / "report.html").read_text("utf-8")
     for text in ("margin", "raexp", "ragan", "Variety (random)", "Fréchet distance (random)"):
         assert text in page
-    with (sweep / "results.csv").open(encoding="utf-8") as file:
+    with (sweep / "report.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["loss.name"] for row in rows} == {"ragan", "margin", "raexp"}
     assert all(float(row["eval/variety_random"]) > 0 for row in rows)

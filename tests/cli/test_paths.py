@@ -308,7 +308,7 @@ def test_every_command_takes_every_path(
     pictures = [f"images={odd}/photos", f"reference={odd}/photos/", f"--config-dir={odd}/conf"]
     run(evaluate, monkeypatch, capsys, *pictures, *scores, f"out={odd}/both.json")
     made = {path.name for path in user_path(odd).iterdir()}
-    assert {"grid, 2.png", "g=1.safetensors", "page (1).html", "results.csv", "scores.json", "both.json"} < made
+    assert {"grid, 2.png", "g=1.safetensors", "page (1).html", "page (1).csv", "scores.json", "both.json"} < made
     shown = run(data, monkeypatch, capsys, "prepare", *words)
     assert len(PackedStore.open(Path(shown.splitlines()[-1].rpartition(": ")[0]))) == 8
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from made_runs import make_run, make_sweep
+from made_runs import STEPS, make_run, make_sweep
 from relgan.cli import report
 from relgan.report import write_report
 
@@ -28,8 +30,11 @@ def test_several_sweeps_make_one_page(
     page = (tmp_path / "compared.html").read_text()
     assert "iterations=500" in page
     assert "iterations=1000" in page
-    assert (tmp_path / "results.csv").read_text().count("\n") == 3
+    assert (tmp_path / "compared.csv").read_text().count("\n") == 3
     assert "compared.html" in capsys.readouterr().out
+    call(monkeypatch, "short", "out=short.html")
+    assert (tmp_path / "short.csv").read_text().count("\n") == 2
+    assert (tmp_path / "compared.csv").read_text().count("\n") == 3  # each page has numbers of its own
 
 
 def test_the_exact_command_of_every_job_is_there(tmp_path: Path) -> None:
@@ -115,8 +120,56 @@ def test_the_dashboard_without_a_key_is_one_line() -> None:
 def test_what_ended_badly_is_counted_for_each_dataset(tmp_path: Path) -> None:
     make_sweep(tmp_path / "s", ["ragan", "sgan"], ["digits", "cifar10"], 2)  # digits has the bad ones
     page = " ".join(write_report([tmp_path / "s"], tmp_path).read_text().split())
-    assert "<small>digits: 1 diverged</small>" in page
-    assert "<small>digits: 1 failed</small>" in page
-    assert "<small>cifar10: " not in page
+    assert '<small class="diverged">digits: 1 diverged</small>' in page
+    assert '<small class="failed">digits: 1 failed</small>' in page
+    assert ">cifar10: " not in page
+    assert "ragan: of 2 seeds 1 diverged, not in its mean." in page
     make_sweep(tmp_path / "t", ["ragan", "sgan"], ["digits"], 2)
-    assert "<small>digits: " not in write_report([tmp_path / "t"], tmp_path).read_text()
+    assert ">digits: " not in write_report([tmp_path / "t"], tmp_path).read_text()
+
+
+def test_one_run_is_one(tmp_path: Path) -> None:
+    page = " ".join(write_report([make_run(tmp_path / "a")], tmp_path).read_text().split())
+    assert "1 run on stacked_digits" in page
+    assert "<h1>ragan on stacked_digits, seed 1</h1>" in page
+    assert "1 runs" not in page
+    assert "Which is better?" not in page
+
+
+def test_one_evaluation_is_a_table_and_no_chart(tmp_path: Path) -> None:
+    for loss in ("ragan", "sgan"):
+        path = make_run(tmp_path / "s" / loss, loss)
+        lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if '"eval"' not in line or f'"step": {STEPS}' in line]
+        (path / "metrics.jsonl").write_text("".join(kept))
+    page = write_report([tmp_path / "s"], tmp_path).read_text()
+    assert "Over training" not in page
+    assert "best of any" not in page
+    assert ">at the end<" in page
+
+
+def test_networks_compared_on_the_same_latents_are_shown(tmp_path: Path) -> None:
+    for loss in ("ragan", "sgan"):
+        make_run(tmp_path / "s" / loss, loss)
+    compared = {
+        "scores": {"eval/fd_digits": 20.0},
+        "protocol": {"step": 2000, "against": {"run": "s/sgan", "step": 1500}},
+        "comparison": {
+            "eval/fd_digits": {
+                "run": [20.0, 19.0, 21.0],
+                "against": [30.0, 29.0, 31.0],
+                "difference": [-10.0, -12.5, -7.5],
+                "better": "run",
+            }
+        },
+    }
+    run = tmp_path / "s" / "ragan"
+    (run / "damaged.json").write_text('{"comparison": {"eval/fd_digits": 1}, "protocol": []}')
+    (run / "scores.json").write_text('{"scores": {"eval/fd_digits": 20.0}, "protocol": {"step": 2000}}')
+    page = tmp_path / "report.html"
+    write_report([tmp_path / "s"], tmp_path)
+    assert "same latents" not in page.read_text()
+    (run / "against.json").write_text(json.dumps(compared))
+    write_report([tmp_path / "s"], tmp_path)
+    text = " ".join(re.sub("<[^>]*>", " ", page.read_text().partition("Compared on the same latents")[2]).split())
+    assert "sgan, seed 1 1,500 updates Fréchet distance (digits) -10 -12.5 to -7.5 better" in text

@@ -252,7 +252,7 @@ def test_a_sweep_of_four_is_four_wandb_runs_even_when_one_raises(
     (run,) = (record.run for record in records(page) if record.WhichOneof("record_type") == "run")
     assert (run.run_group, run.job_type) == ("t", "report")
     (sent,) = artifacts(page)
-    assert {entry.path for entry in sent.manifest.contents} == {"report.html", "results.csv"}
+    assert {entry.path for entry in sent.manifest.contents} == {"report.html", "report.csv"}
 
 
 def in_subprocess(*arguments: str, **variables: str) -> Result:

@@ -12,8 +12,9 @@ USAGE = """relgan-report RUNS [RUNS …] [out=report.html]
 relgan-report wandb ENTITY/PROJECT
 
 RUNS is a sweep, a run directory, or any folder that contains run directories; several are compared. The page is one
-self-contained file; results.csv is written beside it. `wandb` builds the dashboard of a Weights & Biases project:
-scores by loss and dataset, curves, samples (needs: pip install 'relgan[dashboard]', and wandb login).
+self-contained file; its numbers are written beside it, to a .csv of the same name. `wandb` builds the dashboard of a
+Weights & Biases project: scores by loss and dataset, curves, samples (needs: pip install 'relgan[dashboard]', and
+wandb login).
 """
 
 
@@ -38,11 +39,11 @@ def report(options: ReportOptions, line: Line) -> None:
     if not options.runs:
         raise RelganError("give a sweep, a run directory or a folder that contains some")
 
-    from relgan.report import write_report
+    from relgan.report import csv_of, write_report
 
     with writing_to(out, "out"):
         page = write_report([user_path(path) for path in options.runs], out.parent, out.name)
-    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), {page.with_name('results.csv')}")
+    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), {csv_of(page)}")
 
 
 def _dashboard(projects: list[str]) -> None:

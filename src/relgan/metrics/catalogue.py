@@ -206,6 +206,12 @@ def title(key: str) -> str:
     return key.removeprefix("eval/").replace("_", " ") if found is None else found.title
 
 
+def declared(key: str) -> Key | None:
+    """The number that ``key`` is a value of, whichever extractor it was made with."""
+    found = _find(key)
+    return None if found is None else found.key
+
+
 def family(key: str) -> str:
     """See :class:`ScoreCard`; what is unknown counts as made from features, which has the most facts."""
     found = _find(key)
@@ -250,6 +256,7 @@ def spellings(score: str) -> list[str]:
 @dataclass(frozen=True)
 class _Found:
     score: str
+    key: Key
     title: str
     better: Direction | None
 
@@ -259,13 +266,13 @@ def _find(key: str) -> _Found | None:
     name = key.removeprefix("eval/")
     for score, each in _declared():
         if each.name == name:
-            return _Found(score, each.title, each.better)
+            return _Found(score, each, each.title, each.better)
     stem, spread = _split(name)
     if spread:
         found = _find(stem)
         return found and replace(found, title=f"{found.title}, {_SPREADS[spread]}", better=None)
     general = [
-        (begin, _Found(score, f"{words} ({name.removeprefix(begin)})", each.better))
+        (begin, _Found(score, each, f"{words} ({name.removeprefix(begin)})", each.better))
         for score, each in _declared()
         for stem, words in [each.general or (each.name, each.title)]
         if card_of(score).unnamed and name.startswith(begin := f"{stem}_")

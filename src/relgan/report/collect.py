@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -27,6 +27,24 @@ class Row:
     step: int
     time_s: float
     values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One score of a run's network and another's on the same latents and real images (``relgan-eval RUN against=RUN``).
+
+    Attributes:
+        step, against_step: of the checkpoints.
+        against: the other run, as it was called.
+        difference: run − against, and the ends of its interval of 95 %.
+    """
+
+    key: str
+    step: int
+    against: str
+    against_step: int
+    difference: tuple[float, float, float]
+    better: Literal["run", "against"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +93,11 @@ class RunRecord:
         """Scores in the order they were computed."""
         return list(dict.fromkeys(key for row in self.evals for key in row.values if key.startswith("eval/")))
 
+    @cached_property
+    def paired(self) -> list[Paired]:
+        """Comparisons with other runs whose JSON lies in this run's directory."""
+        return [each for path in sorted(self.path.glob("*.json")) for each in _read_paired(path)]
+
     def samples(self) -> dict[int, Path]:
         """Grids of the fixed noise by step."""
         found = {}
@@ -122,6 +145,32 @@ def read_run(path: Path) -> RunRecord:
     return record
 
 
+def _read_paired(path: Path) -> list[Paired]:
+    """Empty where the file is no comparison of two runs, or a damaged one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        protocol, comparison = content["protocol"], content["comparison"]
+        against = protocol["against"]
+        return [
+            Paired(
+                key,
+                int(protocol["step"]),
+                str(against["run"]),
+                int(against["step"]),
+                _three(each["difference"]),
+                each["better"] if each["better"] in ("run", "against") else None,
+            )
+            for key, each in comparison.items()
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _three(numbers: Sequence[Any]) -> tuple[float, float, float]:
+    value, low, high = map(float, numbers)
+    return value, low, high
+
+
 def _read_options(path: Path) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
@@ -162,4 +211,5 @@ def _read_metrics(path: Path) -> tuple[list[Row], list[Row]]:
 
 
 def _finite(record: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in record.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+    numbers = {key: float(value) for key, value in record.items() if isinstance(value, (int, float))}
+    return {key: value for key, value in numbers.items() if math.isfinite(value)}

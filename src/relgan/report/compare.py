@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from relgan.metrics.catalogue import FEATURES, OF_NO_SCORE, direction, families, family, score_of
+from relgan.metrics.catalogue import FEATURES, OF_NO_SCORE, declared, direction, families, family, score_of, title
 from relgan.options import flatten
 from relgan.registry import LOSSES
 from relgan.report.collect import Row, RunRecord, overrides
@@ -45,6 +46,7 @@ class Point:
 class Column:
     """Where one score of one dataset was computed in one way: the only place where numbers are compared."""
 
+    key: str
     dataset: str
     facts: tuple[tuple[str, str], ...]
     ranked: bool
@@ -55,41 +57,76 @@ class Cell:
     """One variant in one column.
 
     Attributes:
-        finals: last score of each finished run.
+        finals: last score of each finished run, by its seed.
         low, high: over every seed and every evaluation after the start.
         reached: (updates, seconds) of each finished run that got as far as the threshold.
+        evaluations: of the run that has most, the start left out.
     """
 
-    finals: list[float]
+    finals: dict[int, float]
     low: float | None
     high: float | None
     reached: list[tuple[int, float]]
+    evaluations: int
+
+    @property
+    def values(self) -> list[float]:
+        return list(self.finals.values())
 
     @property
     def mean(self) -> float | None:
-        return statistics.fmean(self.finals) if self.finals else None
+        return statistics.fmean(self.values) if self.finals else None
 
     @property
     def sd(self) -> float | None:
-        return statistics.stdev(self.finals) if len(self.finals) > 1 else None
+        return statistics.stdev(self.values) if len(self.finals) > 1 else None
 
 
 @dataclass(frozen=True)
 class Board:
-    """All variants under one score."""
+    """All variants under one score, by their mean place over its ranked columns; each extractor has its own columns."""
 
-    key: str
+    keys: tuple[str, ...]
     columns: list[Column]
     variants: list[str]
     cells: dict[tuple[str, Column], Cell]
     thresholds: dict[Column, float]
 
-    def best(self, column: Column) -> str | None:
-        """The variant with the best mean, where there is more than one to compare."""
-        means = {v: c.mean for v in self.variants if (c := self.cells.get((v, column))) and c.mean is not None}
-        if not column.ranked or len(means) < 2:
-            return None
-        return (min if direction(self.key) == "min" else max)(means, key=lambda v: means[v] or 0.0)
+    @property
+    def title(self) -> str:
+        if len(self.keys) == 1:
+            return title(self.keys[0])
+        name = declared(self.keys[0])
+        return (name.general[1] if name.general else name.title) if name else self.keys[0]
+
+    @property
+    def smaller(self) -> bool:
+        """Whether smaller is better."""
+        return direction(self.keys[0]) == "min"
+
+    def of(self, column: Column) -> list[Cell]:
+        return [cell for (_, place), cell in self.cells.items() if place == column]
+
+    def once(self, column: Column) -> bool:
+        """Whether there is nothing but final scores."""
+        return all(cell.evaluations <= 1 for cell in self.of(column))
+
+    def decimals(self, column: Column) -> int:
+        """For a whole column: three digits of its smallest mean, one more to show a spread; none for a single count."""
+        cells = self.of(column)
+        means = [abs(cell.mean) for cell in cells if cell.mean]
+        if not means or all(len(cell.finals) <= 1 and sum(cell.values).is_integer() for cell in cells):
+            return 0
+        three = 2 - math.floor(math.log10(min(means)))
+        shown = max((-math.floor(math.log10(cell.sd)) for cell in cells if cell.sd), default=three)
+        return min(max(three, min(shown, three + 1), 0), 4)
+
+    def score(self, variant: str, column: Column) -> str:
+        """A variant's mean ± its standard deviation, in words; a dash where it has none."""
+        cell, decimals = self.cells.get((variant, column)), self.decimals(column)
+        if cell is None or cell.mean is None:
+            return "–"
+        return f"{cell.mean:,.{decimals}f}" + ("" if cell.sd is None else f" ± {cell.sd:,.{decimals}f}")
 
 
 class Comparison:
@@ -125,6 +162,17 @@ class Comparison:
     @property
     def every(self) -> list[RunRecord]:
         return [*self.runs, *self.superseded]
+
+    def listed(self) -> list[RunRecord]:
+        """Every run by data set, variant and seed."""
+        return sorted(
+            self.every,
+            key=lambda run: (
+                self.datasets.index(self.dataset(run)),
+                self.variants.index(self.variant(run)),
+                run.seed,
+            ),
+        )
 
     def place(self, run: RunRecord) -> Path:
         """Where a run lies, from the folder that holds all of them: without what is above it on this machine."""
@@ -192,42 +240,53 @@ class Comparison:
             facts.pop("batch_size", None)  # only batch statistics depend on it
         prefix = "" if family(key) == FEATURES else f"{family(key)}_"
         known = run.protocol.get(f"{prefix}weights_known", True)
-        return Column(self.dataset(run), tuple(sorted(facts.items())), bool(facts) and known)
+        return Column(key, self.dataset(run), tuple(sorted(facts.items())), bool(facts) and known)
 
     def score_keys(self) -> list[str]:
         """Scores that have a better and a worse, in the order the runs computed them."""
         keys = dict.fromkeys(key for run in self.runs for key in run.score_keys)
         return [key for key in keys if direction(key) is not None]
 
-    def board(self, key: str) -> Board:
-        """The leaderboard of one score, best variant first."""
+    def boards(self) -> list[Board]:
+        """One for each score, whatever the extractors it was made with."""
+        spellings: dict[Any, list[str]] = defaultdict(list)
+        for key in self.score_keys():
+            spellings[score_of(key), declared(key)].append(key)
+        return [self.board(*keys) for keys in spellings.values()]
+
+    def board(self, *keys: str) -> Board:
+        """The leaderboard of one score, given by its spellings; best variant first."""
         groups: dict[tuple[str, Column], list[RunRecord]] = defaultdict(list)
         for run in self.runs:
-            if key in run.score_keys:
-                groups[self.variant(run), self.column(run, key)].append(run)
-        columns = sorted({column for _, column in groups}, key=lambda c: (self.datasets.index(c.dataset), c.facts))
-        smaller = direction(key) == "min"
+            for key in keys:
+                if key in run.score_keys:
+                    groups[self.variant(run), self.column(run, key)].append(run)
+        columns = sorted(
+            {column for _, column in groups},
+            key=lambda c: (self.datasets.index(c.dataset), keys.index(c.key), c.facts),
+        )
+        smaller = direction(keys[0]) == "min"
         thresholds = {}
         for column in columns:
-            finals = [_finals(runs, key) for (_, c), runs in groups.items() if c == column]
-            means = [statistics.fmean(values) for values in finals if values]
+            finals = [_finals(runs, column.key) for (_, c), runs in groups.items() if c == column]
+            means = [statistics.fmean(values.values()) for values in finals if values]
             if means:
                 thresholds[column] = (statistics.median_high if smaller else statistics.median_low)(means)
         cells = {
-            (variant, column): _cell(runs, key, thresholds.get(column), smaller)
+            (variant, column): _cell(runs, column.key, thresholds.get(column), smaller)
             for (variant, column), runs in groups.items()
         }
-        board = Board(key, columns, self.variants, cells, thresholds)
-        return Board(key, columns, sorted(self.variants, key=_placing(board, smaller)), cells, thresholds)
+        board = Board(keys, columns, self.variants, cells, thresholds)
+        return replace(board, variants=sorted(self.variants, key=_placing(board)))
 
 
-def _placing(board: Board, smaller: bool) -> Any:
+def _placing(board: Board) -> Any:
     """Sort key: the mean place over the ranked columns; variants without a final score come last, in their order."""
     places: dict[str, list[int]] = defaultdict(list)
     for column in board.columns:
         means = {v: c.mean for v in board.variants if (c := board.cells.get((v, column))) and c.mean is not None}
         if column.ranked:
-            ordered = sorted(means, key=lambda v: means[v] or 0.0, reverse=not smaller)
+            ordered = sorted(means, key=lambda v: means[v] or 0.0, reverse=not board.smaller)
             for place, variant in enumerate(ordered):
                 places[variant].append(place)
     return lambda variant: statistics.fmean(places[variant]) if variant in places else float("inf")
@@ -283,10 +342,10 @@ def _concerns(fact: str, key: str) -> bool:
     return family(key) == next((each for each in families() if name.startswith(f"{each}_")), FEATURES)
 
 
-def _finals(runs: Sequence[RunRecord], key: str) -> list[float]:
-    """Scores at the very end of the runs that got there."""
+def _finals(runs: Sequence[RunRecord], key: str) -> dict[int, float]:
+    """Scores at the very end of the runs that got there, by seed."""
     last = [(run, run.evals[-1]) for run in runs if run.status == "finished" and run.evals]
-    return [row.values[key] for run, row in last if key in row.values and row.step >= run.step]
+    return {run.seed: row.values[key] for run, row in last if key in row.values and row.step >= run.step}
 
 
 def _cell(runs: Sequence[RunRecord], key: str, threshold: float | None, smaller: bool) -> Cell:
@@ -297,7 +356,8 @@ def _cell(runs: Sequence[RunRecord], key: str, threshold: float | None, smaller:
         if run.status == "finished" and threshold is not None:
             good = (r for r in rows if (r.values[key] <= threshold if smaller else r.values[key] >= threshold))
             reached += [(row.step, row.time_s) for row in list(good)[:1]]
-    return Cell(_finals(runs, key), min(values, default=None), max(values, default=None), reached)
+    evaluations = max(map(len, later.values()))
+    return Cell(_finals(runs, key), min(values, default=None), max(values, default=None), reached, evaluations)
 
 
 def curve(runs: Sequence[RunRecord], key: str, kind: str = "train") -> list[Point]:

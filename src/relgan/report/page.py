@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import math
 import shlex
 import statistics
 from collections import Counter, defaultdict
@@ -15,15 +12,19 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from relgan.metrics import catalogue
-from relgan.report.collect import STATUSES, RunRecord
+from relgan.report.collect import STATUSES, Paired, RunRecord
 from relgan.report.compare import Board, Column, Comparison, Point, curve
-from relgan.report.figures import COLOURS, Series, against, chart
+from relgan.report.figures import COLOURS, Dots, Series, against, chart, dot_plot
+from relgan.report.pictures import Image, embed
+from relgan.report.tables import as_latex, as_markdown, csv_of
+from relgan.report.verdict import Verdict, endings, judge
 from relgan.rundir import RunDir
 
 STAGES = ("Start", "¼", "½", "¾", "End")
-MAX_PICTURE = 720  # pixels; a larger grid is scaled down
+MANY_PICTURES = 250  # beyond, a page would be slow to load: seeds other than the first keep the end of training only
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,24 @@ class Picture:
 
 @dataclass(frozen=True)
 class Card:
-    """The same noise through one variant's generator at each stage."""
+    """The same noise through one variant's generator at each stage, by seed; real images have neither."""
 
-    variant: str
+    name: str
     style: int | None
-    seed: int | None
-    pictures: list[Picture]
+    by_seed: dict[int | None, list[Picture]]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One line of the paired comparisons."""
+
+    run: RunRecord
+    against: str
+    paired: Paired
+
+    @property
+    def outcome(self) -> str:
+        return {"run": "better", "against": "worse", None: "not told apart"}[self.paired.better]
 
 
 @dataclass
@@ -51,11 +64,16 @@ class Page:
 
     comparison: Comparison
     title: str
-    images: dict[Path, str] = field(default_factory=dict)
+    file: Path
+    images: dict[Path, Image] = field(default_factory=dict)
 
     @property
     def now(self) -> str:
         return datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
+
+    @property
+    def numbers(self) -> str:
+        return csv_of(self.file).name
 
     @property
     def statuses(self) -> list[tuple[str, int]]:
@@ -66,10 +84,26 @@ class Page:
 
     @cached_property
     def boards(self) -> list[Board]:
-        return [self.comparison.board(key) for key in self.comparison.score_keys()]
+        return self.comparison.boards()
+
+    @property
+    def heading(self) -> str:
+        """A single run goes by what it is, not by its folder."""
+        if len(self.comparison.every) > 1:
+            return self.title
+        (run,) = self.comparison.every
+        return f"{self.comparison.variant(run)} on {self.comparison.dataset(run)}, seed {run.seed}"
 
     def ended(self, variant: str, dataset: str | None = None) -> list[tuple[str, int]]:
         return count_statuses(self.comparison.of(variant, dataset))
+
+    def verdict(self, board: Board, column: Column) -> Verdict:
+        return judge(board, column)
+
+    def endings(self, column: Column) -> list[str]:
+        """Of each variant with runs that do not count: how many, and why."""
+        found = (endings(v, self.comparison.of(v, column.dataset)) for v in self.comparison.variants)
+        return [line for line in found if line]
 
     def facts(self, column: Column) -> str:
         """How the column's numbers were made, in a few words."""
@@ -81,15 +115,6 @@ class Page:
         return ", ".join(filter(None, words)) or "protocol not recorded"
 
     @staticmethod
-    def decimals(board: Board, column: Column) -> int:
-        """As many for a whole column that the smallest mean has three digits; none for counts."""
-        cells = [cell for (_, of), cell in board.cells.items() if of == column]
-        means = [abs(cell.mean) for cell in cells if cell.mean]
-        if not means or all(final.is_integer() for cell in cells for final in map(float, cell.finals)):
-            return 0
-        return min(max(2 - math.floor(math.log10(min(means))), 0), 4)
-
-    @staticmethod
     def mean(pairs: Sequence[tuple[int, float]], index: int) -> float:
         return statistics.fmean(pair[index] for pair in pairs)
 
@@ -97,22 +122,55 @@ class Page:
         """Every value a variant has of an option; more than one where datasets differ."""
         return ", ".join(dict.fromkeys(self.comparison.value(run, option) for run in self.comparison.of(variant)))
 
-    def listed(self) -> list[RunRecord]:
+    def folder(self, run: RunRecord) -> str | None:
+        """Link to a run that lies below the page's folder."""
+        root = self.file.parent.resolve()
+        return f"{quote(str(run.path.relative_to(root)))}/" if run.path.is_relative_to(root) else None
+
+    def contests(self) -> list[Contest]:
+        """Networks compared on the same latents, by run."""
+        return [
+            Contest(run, self._called(paired.against), paired)
+            for run in self.comparison.listed()
+            for paired in run.paired
+            if catalogue.direction(paired.key)
+        ]
+
+    def _called(self, path: str) -> str:
+        """A run of this page by what it is, where its folder's name is in the path; else the path's last name."""
         comparison = self.comparison
-        return sorted(
-            comparison.every,
-            key=lambda run: (comparison.dataset(run), self.style(comparison.variant(run)), run.seed),
-        )
+        found = [run for run in comparison.every if run.path.name in Path(path).parts]
+        return f"{comparison.variant(found[0])}, seed {found[0].seed}" if len(found) == 1 else Path(path).name
+
+    def dot_plot(self, board: Board, column: Column) -> Any:
+        """Every seed's final score, the best variant first."""
+        verdict = judge(board, column)
+        rows = [
+            Dots(
+                f"★ {variant}" if variant == verdict.winner else variant,
+                board.score(variant, column),
+                self.style(variant),
+                board.cells[variant, column].finals,
+            )
+            for variant in verdict.ranking
+        ]
+        if sum(len(row.values) for row in rows) < 2:
+            return ""
+        name, way = catalogue.title(column.key), "lower" if board.smaller else "higher"
+        title = f"{name} on {column.dataset} at the end of training, every seed"
+        return dot_plot(rows, title=title, x=f"{name}, {way} is better")
 
     def score_chart(self, board: Board, column: Column) -> Any:
         """Curves of the runs in one column; the untrained start would flatten all the rest."""
+        if board.once(column):
+            return ""
         series = []
         for variant in self.comparison.variants:
-            runs = [r for r in self.comparison.of(variant, column.dataset) if board.key in r.score_keys]
-            points = curve([r for r in runs if self.comparison.column(r, board.key) == column], board.key, "eval")
-            if later := [point for point in points if point.x > 0]:
+            runs = [r for r in self.comparison.of(variant, column.dataset) if column.key in r.score_keys]
+            same = [run for run in runs if self.comparison.column(run, column.key) == column]
+            if later := [point for point in curve(same, column.key, "eval") if point.x > 0]:
                 series.append(Series(variant, self.style(variant), later))
-        name = catalogue.title(board.key)
+        name = catalogue.title(column.key)
         title = f"{name} on {column.dataset} over generator updates"
         return chart(series, title=title, x="generator updates", y=name, log=None) if series else ""
 
@@ -154,48 +212,76 @@ class Page:
         return against(series, title=title, x="pull of real images  |∂L_D/∂r|", y="generated") if series else ""
 
     def cards(self, dataset: str) -> list[Card]:
-        """Real images and one run of each variant, of a seed that most variants share."""
+        """Real images, and each variant's by seed."""
         runs = [run for run in self.comparison.of(dataset=dataset) if run.samples()]
         if not runs:
             return []
-        seeds = Counter(run.seed for run in runs)
-        seed = min(seeds, key=lambda s: (-seeds[s], s))
         end = max(max(run.samples()) for run in runs)
         real = RunDir(runs[0].path).samples / "real.png"
-        cards = (
-            [Card("real images", None, None, [Picture(0, real, tuple(range(len(STAGES))))])] if real.exists() else []
-        )
+        everywhere = tuple(range(len(STAGES)))
+        cards = [Card("real images", None, {None: [Picture(0, real, everywhere)]})] if real.exists() else []
         for variant in self.comparison.variants:
             own = [run for run in runs if self.comparison.variant(run) == variant]
             if own:
-                run = min(own, key=lambda r: (r.seed != seed, r.seed))
-                cards.append(Card(variant, self.style(variant), run.seed, list(_stages(run, end))))
+                by_seed: dict[int | None, list[Picture]] = {run.seed: list(self._stages(run, end)) for run in own}
+                cards.append(Card(variant, self.style(variant), by_seed))
         return cards
+
+    def seeds(self) -> list[int]:
+        """Of the runs with pictures; the one that most of them share is first."""
+        counts = Counter(run.seed for run in self.comparison.runs if run.samples())
+        return sorted(counts, key=lambda seed: (-counts[seed], seed))
+
+    @cached_property
+    def _stages_of_other_seeds(self) -> bool:
+        return len(STAGES) * sum(bool(run.samples()) for run in self.comparison.runs) <= MANY_PICTURES
+
+    def _stages(self, run: RunRecord, end: int) -> Iterator[Picture]:
+        samples = run.samples()
+        if run.seed != self.seeds()[0] and not self._stages_of_other_seeds:
+            samples = {max(samples): samples[max(samples)]}
+        nearest: dict[int, list[int]] = {}
+        for stage in range(len(STAGES)):
+            step = min(samples, key=lambda s: abs(s - end * stage / (len(STAGES) - 1)))
+            nearest.setdefault(step, []).append(stage)
+        return (Picture(step, samples[step], tuple(stages)) for step, stages in nearest.items())
 
     def load_images(self) -> None:
         """Turn every picture of the page into text, several at a time."""
         cards = [card for dataset in self.comparison.datasets for card in self.cards(dataset)]
-        paths = list(dict.fromkeys(picture.path for card in cards for picture in card.pictures))
+        pictures = (picture for card in cards for own in card.by_seed.values() for picture in own)
+        paths = list(dict.fromkeys(picture.path for picture in pictures))
         with ThreadPoolExecutor() as pool:
-            self.images = dict(zip(paths, pool.map(_embed, paths), strict=True))
+            self.images = dict(zip(paths, pool.map(embed, paths), strict=True))
 
     def warnings(self) -> list[str]:
         return list(_warnings(self.comparison, self.boards))
 
 
-def render(comparison: Comparison, title: str) -> str:
-    """The whole page. Whatever comes from a run directory is escaped by the template."""
+def render(comparison: Comparison, title: str, file: Path) -> str:
+    """The whole page, for ``file``. Whatever comes from a run directory is escaped by the template."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("relgan.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"fixed": fixed, "duration": duration, "command": command, "score_title": catalogue.title}
-    page = Page(comparison, title)
+    environment.filters |= {
+        "fixed": fixed,
+        "duration": duration,
+        "command": command,
+        "counted": counted,
+        "score_title": catalogue.title,
+    }
+    page = Page(comparison, title, file)
     page.load_images()
     template = environment.get_template("page.html")
     return template.render(
-        page=page, runs=comparison.every, stages=STAGES, colours=COLOURS, direction=catalogue.direction
+        page=page,
+        runs=comparison.every,
+        stages=STAGES,
+        colours=COLOURS,
+        as_markdown=as_markdown,
+        as_latex=as_latex,
     )
 
 
@@ -203,6 +289,11 @@ def count_statuses(runs: Iterable[RunRecord]) -> list[tuple[str, int]]:
     """How many runs ended in which way, in the usual order."""
     counts = Counter(run.status for run in runs)
     return [(status, counts[status]) for status in STATUSES if counts[status]]
+
+
+def counted(number: int, noun: str) -> str:
+    """1 run, 2 runs."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def fixed(value: Any, decimals: int) -> str:
@@ -223,30 +314,6 @@ def command(run: RunRecord) -> str:
     return shlex.join(["relgan-train", *run.command])
 
 
-def _stages(run: RunRecord, end: int) -> Iterator[Picture]:
-    samples = run.samples()
-    nearest: dict[int, list[int]] = {}
-    for stage in range(len(STAGES)):
-        step = min(samples, key=lambda s: abs(s - end * stage / (len(STAGES) - 1)))
-        nearest.setdefault(step, []).append(stage)
-    return (Picture(step, samples[step], tuple(stages)) for step, stages in nearest.items())
-
-
-def _embed(path: Path) -> str:
-    """A picture as a data URI; empty where it is damaged."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-            picture.thumbnail((MAX_PICTURE, MAX_PICTURE))
-            picture.save(buffer, "WEBP", quality=75, method=0)
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return ""
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _warnings(comparison: Comparison, boards: Sequence[Board]) -> Iterator[str]:
     ways: dict[tuple[str, str], list[str]] = defaultdict(list)
     unranked = []
@@ -254,9 +321,9 @@ def _warnings(comparison: Comparison, boards: Sequence[Board]) -> Iterator[str]:
         for dataset in comparison.datasets:
             columns = [column for column in board.columns if column.dataset == dataset]
             if len(columns) > 1:
-                ways[dataset, _disagreements(columns)].append(catalogue.title(board.key))
+                ways[dataset, _disagreements(columns)].append(board.title)
         if any(not column.ranked for column in board.columns):
-            unranked.append(catalogue.title(board.key))
+            unranked.append(board.title)
     for (dataset, facts), names in ways.items():
         yield f"{', '.join(names)} on {dataset} differ in {facts}: separate columns, never ranked together."
     if unranked:
@@ -267,7 +334,11 @@ def _warnings(comparison: Comparison, boards: Sequence[Board]) -> Iterator[str]:
         if differing := _differing_facts(comparison.runs, what):
             yield f"Runs differ in {what} ({', '.join(differing)}): {consequence}."
     if count := len(comparison.superseded):
-        yield f"{count} more run(s) repeat a variant, dataset and seed; only the newest finished one of each counts."
+        repeat = "repeats" if count == 1 else "repeat"
+        yield (
+            f"{counted(count, 'more run')} {repeat} a variant, dataset and seed; "
+            "only the newest finished one of each counts."
+        )
     seeds = {
         (v, d): tuple(run.seed for run in comparison.of(v, d)) for d in comparison.datasets for v in comparison.variants
     }
