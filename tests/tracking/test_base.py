@@ -205,6 +205,7 @@ def test_what_is_no_tracker_is_refused(tmp_path: Path, mine: Callable[[object], 
 
 def test_a_run_tells_it_what_it_writes_down(tmp_path: Path, mine: Callable[[object], TrackerOptions]) -> None:
     listener = Listener("abc")
+    listener.url = "https://somewhere/abc"
     mine(listener)
     tiny.run(tmp_path, "tracker.name=mine", "train.log_every=1")
     logged: list[Any] = [heard for heard in listener.heard if isinstance(heard, tuple) and heard[0] == "train"]
@@ -214,6 +215,7 @@ def test_a_run_tells_it_what_it_writes_down(tmp_path: Path, mine: Callable[[obje
     ]
     assert listener.heard[-1] == 0
     assert tiny.summary(tmp_path)["tracker_runs"] == {"mine": "abc"} == tiny.last(tmp_path)["tracker_runs"]
+    assert tiny.summary(tmp_path)["tracker_urls"] == {"mine": "https://somewhere/abc"}
 
 
 def test_the_console_writes_where_stdout_is_now(capsys: pytest.CaptureFixture[str]) -> None:

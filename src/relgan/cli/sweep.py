@@ -233,6 +233,7 @@ def _write_report(sweep_dir: Path, config: DictConfig) -> None:
 
 
 def _send_report(sweep_dir: Path, page: Path, config: DictConfig) -> None:
+    from relgan.report import csv_of
     from relgan.tracking.base import Context, Trackers, start
 
     options = OmegaConf.to_object(config.tracker)
@@ -241,5 +242,5 @@ def _send_report(sweep_dir: Path, page: Path, config: DictConfig) -> None:
     run = start(options, Context(sweep_dir, sweep_dir.name, "report", options=named, alone=False))
     if run is not None:
         trackers = Trackers(others={options.name: run})
-        trackers.send("report", [page, page.with_name("results.csv")])
+        trackers.send("report", [page, csv_of(page)])
         trackers.close(0)

@@ -83,6 +83,13 @@ class RunRecord:
         return protocol if isinstance(protocol, dict) else {}
 
     @property
+    def tracker_urls(self) -> dict[str, str]:
+        """Web pages of the run, by the tracker's name."""
+        urls = self.summary.get("tracker_urls")
+        found = urls.items() if isinstance(urls, dict) else ()
+        return {str(name): url for name, url in found if str(url).startswith(("https://", "http://"))}
+
+    @property
     def error(self) -> str:
         """Last line of the error; empty where there is none."""
         lines = str(self.summary.get("error") or "").strip().splitlines()

@@ -115,7 +115,7 @@ class Board:
         """For a whole column: three digits of its smallest mean, one more to show a spread; none for a single count."""
         cells = self.of(column)
         means = [abs(cell.mean) for cell in cells if cell.mean]
-        if not means or all(len(cell.finals) <= 1 and sum(cell.values).is_integer() for cell in cells):
+        if not means or all(len(cell.finals) <= 1 and sum(cell.values, 0.0).is_integer() for cell in cells):
             return 0
         three = 2 - math.floor(math.log10(min(means)))
         shown = max((-math.floor(math.log10(cell.sd)) for cell in cells if cell.sd), default=three)

@@ -58,9 +58,11 @@ class Tracker:
 
     Attributes:
         run_id: identifies the run to the tracker's service; None where there is none.
+        url: where people look at the run; None where that is nowhere on the web.
     """
 
     run_id: str | None = None
+    url: str | None = None
 
     def log(
         self, kind: Kind, step: int, time_s: float, values: Mapping[str, float], protocol: Facts | None = None
@@ -179,12 +181,13 @@ class Trackers(Tracker):
     """The local records and whoever else listens, by name; what breaks in one of those ends that one, not the training.
 
     Attributes:
-        run_ids: of those that have one.
+        run_ids, urls: of those that have one.
     """
 
     def __init__(self, local: Sequence[Tracker] = (), others: Mapping[str, Tracker] = MappingProxyType({})) -> None:
         self._local, self._others = local, dict(others)
         self.run_ids = {name: tracker.run_id for name, tracker in others.items() if tracker.run_id}
+        self.urls = {name: tracker.url for name, tracker in others.items() if tracker.url}
 
     def log(
         self, kind: Kind, step: int, time_s: float, values: Mapping[str, float], protocol: Facts | None = None

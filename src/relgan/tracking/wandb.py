@@ -47,6 +47,7 @@ class WandbTracker(Copy):
         super().__init__(logged)
         self._run = run
         self.run_id = run.id
+        self.url = None if run.offline else run.url
         self._checkpoints = checkpoints
         self._defined: set[str] = set()
 

@@ -206,6 +206,7 @@ class Run:
             "data_fingerprint": self.store.fingerprint,
             "resumed_from": self.resumed_from,
             "tracker_runs": self.trackers.run_ids,
+            "tracker_urls": self.trackers.urls,
             "command": self.command,
             "foreign": self.foreign,
             "versions": {"python": platform.python_version(), **versions(PACKAGES)},
