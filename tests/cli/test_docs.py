@@ -26,7 +26,7 @@ from relgan.cli.command import Line
 from relgan.cli.compose import choices, compose, conf_dir
 from relgan.cli.words import as_typed
 from relgan.metrics.catalogue import card_of
-from relgan.registry import DATASETS, SCORES
+from relgan.registry import DATASETS, LOSSES, MODELS, PENALTIES, SCORES
 
 ROOT = Path(__file__).resolve().parents[2]
 # The examples of these are run one after the other: tests/test_extend.py, tests/test_python.py.
@@ -269,6 +269,18 @@ def test_the_readme_is_short_and_names_nothing_that_is_not_there() -> None:
     assert len(text.splitlines()) <= 150
     for group, listed in re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE):
         assert set(re.findall(r"`(\w+)`", listed)) <= set(choices(None)[group])
+
+
+def test_the_readme_counts_right() -> None:
+    counts = {
+        "losses": len(LOSSES),
+        "penalties": len(PENALTIES) - 1,  # none is one, too
+        "pairs of networks": len(MODELS),
+        "scores": sum(bool(card_of(score).keys) for score in SCORES),
+    }
+    words = {3: "three", 9: "nine", 14: "fourteen"}
+    for what, count in counts.items():
+        assert re.search(rf"\b{words.get(count, count)}\s{what}", read("README.md")), (what, count)
 
 
 def test_launchers_and_sweepers_are_described() -> None:
