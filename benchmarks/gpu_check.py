@@ -29,7 +29,7 @@ STEPS = {
         *("cifar10", "sharing"),
     )
 }
-SECONDS = 240  # for one step
+SECONDS = 300  # for one step
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -83,8 +83,14 @@ class Found:
             self.expect(False, f"{name}: {type(error).__name__}: {(str(error) or '-').splitlines()[0]}")
 
     def save(self) -> None:
-        content = {name: value for name, value in vars(self).items() if name != "file"}
-        self.file.write_text(json.dumps(content))
+        _write(self.file, json.dumps({name: value for name, value in vars(self).items() if name != "file"}))
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.replace(file)
 
 
 def run(step: str, setting: Setting) -> None:
@@ -111,10 +117,11 @@ def in_process(step: str, setting: Setting, seconds: float) -> dict[str, Any]:
     started = time.perf_counter()
     with file.with_suffix(".log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        late = False
         try:
-            ending = f"ended with status {process.wait(seconds)}"
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
-            ending = f"took longer than {seconds:.0f} s"
+            late = True
         finally:
             # What it has started and left, too.
             with contextlib.suppress(ProcessLookupError):
@@ -122,7 +129,11 @@ def in_process(step: str, setting: Setting, seconds: float) -> dict[str, Any]:
             process.wait()
     entry: dict[str, Any] = json.loads(file.read_text())
     if not entry.pop("ended"):
-        entry["failures"].append(f"the step {ending}; see {file.with_suffix('.log').name}")
+        if late and seconds < SECONDS:
+            entry["skipped"] = f"only {seconds:.0f} s were left"
+        else:
+            ending = f"took longer than {seconds:.0f} s" if late else f"ended with status {process.returncode}"
+            entry["failures"].append(f"the step {ending}; see {file.with_suffix('.log').name}")
     status = "failed" if entry["failures"] else "skipped" if entry["skipped"] else "passed"
     return {"status": status, "seconds": round(time.perf_counter() - started, 1), **entry}
 
@@ -144,7 +155,7 @@ def check(setting: Setting, steps: Mapping[str, str] = STEPS, *, seconds: float 
         else:
             record.setdefault(name, {"status": "not run", "seconds": 0, "figures": {}, "failures": [], "skipped": None})
         for path, text in ((file, json.dumps(record, indent=2)), (file.with_suffix(".md"), table(record))):
-            path.write_text(text + "\n")
+            _write(path, text + "\n")
     return record
 
 
@@ -153,7 +164,8 @@ def table(record: Mapping[str, Any]) -> str:
     lines = ["| step | | s | figure | value |", "|---|---|---|---|---|"]
     for name, entry in record.items():
         heads = [name, entry["status"], str(entry["seconds"])]
-        for figure, value in (entry["figures"] or {"": entry["skipped"] or ""}).items():
+        why = {"": entry["skipped"]} if entry["skipped"] or not entry["figures"] else {}
+        for figure, value in (entry["figures"] | why).items():
             lines.append(f"| {' | '.join(heads)} | {figure} | {_shown(value)} |")
             heads = ["", "", ""]
     failures = [f"- {name}: {failure}" for name, entry in record.items() for failure in entry["failures"]]
@@ -161,6 +173,8 @@ def table(record: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     return str(value).replace("|", "\\|")

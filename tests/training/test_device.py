@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class Setting:
     def number(cls, n: int) -> Setting:
         losses, penalties, norms = LOSSES.names(), PENALTIES.names(), list(NORMS)
         return cls(
-            loss=losses[(n + n // 110) % len(losses)],
+            # Moved on by one each time that all pairs of these two come again.
+            loss=losses[(n + n // math.lcm(len(losses), len(penalties))) % len(losses)],
             penalty=penalties[n % len(penalties)],
             optimizer=("adam", "rmsprop")[(n + n // 13) % 2],
             norm=norms[n // 10 % len(norms)],
