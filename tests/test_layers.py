@@ -21,7 +21,7 @@ LAYERS = {
                 *("relgan.registry", "relgan.cache", "relgan.files", "relgan.environment", "relgan.distributed"),
                 *("relgan.streams", "relgan.device"),
             ),
-            ("relgan.builtin", "relgan.config", "relgan.images"),
+            ("relgan.builtin", "relgan.config", "relgan.images", "relgan.progress"),
             (
                 *("relgan.augment", "relgan.data", "relgan.losses", "relgan.penalties", "relgan.rundir"),
                 "relgan.metrics.catalogue",
@@ -41,6 +41,7 @@ LAYERS = {
 LIGHT = (
     *("relgan.options", "relgan.registry", "relgan.builtin", "relgan.config", "relgan.data.sets", "relgan.rundir"),
     *("relgan.metrics.catalogue", "relgan.resume", "relgan.cli", "relgan.tracking.console", "relgan.report"),
+    "relgan.progress",
 )
 HEAVY = {"torch", "torchvision", "torchmetrics", "torch_fidelity", "lpips", "wandb", "sklearn"}
 

@@ -197,6 +197,15 @@ def user_path(text: str | Path) -> Path:
         return Path(text)
 
 
+def near(path: Path, base: Path | None = None) -> str:
+    """The path as one types it in the directory ``base``; None: where one stands."""
+    try:
+        base = base or Path.cwd()
+    except OSError:  # it was deleted
+        return str(path)
+    return str(path.relative_to(base) if path != base and path.is_relative_to(base) else path)
+
+
 def is_there(text: str) -> bool:
     """Whether a text, which may be anything, is the path of a file or folder."""
     try:

@@ -24,7 +24,7 @@ from relgan.config import (
 )
 from relgan.files import atomic_write
 from relgan.metrics.catalogue import OF_NO_SCORE
-from relgan.options import ConfigError, RelganError, flatten, user_path
+from relgan.options import ConfigError, RelganError, flatten, near, user_path
 from relgan.rundir import OccupiedError, RunDir
 from relgan.tracking.base import Context, Trackers, open_trackers
 
@@ -163,7 +163,7 @@ def _tell_what_was_found(config: Config, own: RunDir) -> None:
     base, home = own.path.absolute().parent, home_of(config).parts
     run = next(_with_checkpoint(base), None) if base.parts[-len(home) :] == home else None
     if run is not None and (reason := _obstacle(run, config)):
-        log.warning("resume=auto: starting anew, not going on with %s: %s", run.path, reason)
+        log.warning("resume=auto: starting anew, not going on with %s: %s", near(run.path), reason)
     else:
         log.info("resume=auto: nothing to continue, starting anew")
 
@@ -247,7 +247,7 @@ def begin(run: Run, origin: Origin | None, *, sweep: str | None, job_type: str) 
     run.trackers = open_trackers(run.config.tracker, context, run_ids, run.dir.metrics) if is_main() else Trackers()
     run.write_summary("running")
     if origin is not None:
-        log.info("continuing from %s at update %d", origin.path, run.state.step)
+        log.info("continuing from %s at update %d", near(origin.path), run.state.step)
 
 
 def _occupy(directory: RunDir) -> FileLock:

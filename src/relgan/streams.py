@@ -34,6 +34,11 @@ def lossy() -> Iterator[None]:
         yield
 
 
+def beside(given: TextIO) -> TextIO:
+    """Another stream to the same place, which knows nothing of what programs put around the first."""
+    return _around(given) if hasattr(given, "buffer") else given
+
+
 def _around(given: TextIO) -> TextIO:
     with contextlib.suppress(OSError):
         given.flush()

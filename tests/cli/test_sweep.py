@@ -8,6 +8,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -27,12 +28,14 @@ import tiny
 from relgan.cli import train, workers
 from relgan.cli.command import Line
 from relgan.cli.compose import conf_dir, open_line
-from relgan.cli.sweep import job_name, search_direction, worst
+from relgan.cli.sweep import SWEEP, _print_table, job_name, search_direction, swept, told_by, worst
 from relgan.options import ConfigError
+from relgan.rundir import RunDir
 from relgan.training.update import Update
 from wandb_file import artifacts, history, records, wandb_files
 
 COMMAND = [sys.executable, "-m", "relgan.cli.train"]
+FEW = "64 images are few: enough to prove the pipeline, not to train a model"
 SCORED = ("metrics=quick", "metrics.scores=[fid]", "metrics.num_images=16", "metrics.reference_images=32")
 
 
@@ -107,6 +110,13 @@ def test_a_failing_job_stops_no_other_and_the_same_line_again_skips_what_is_fini
     assert "seed: must be ≥ 0, got -3" in tiny.summary(jobs()[-3])["error"]
     assert "seed: must be ≥ 0, got -3" in (jobs()[-3] / "train.log").read_text()
     assert Path("multirun/t/report.html").exists()
+    # Each job has one line; what it logged is in its own directory.
+    first, *shown = result.out.partition(" job ")[0].splitlines()
+    assert first == "2 jobs over seed in multirun/t"
+    assert shown[:3] == ["failed: seed: must be ≥ 0, got -3", "1/2  failed  seed=-3", FEW]
+    assert re.fullmatch(r"2/2  finished  seed=1  \d+ s", shown[3])
+    assert len(shown) == 4
+    assert "finished after 4 updates" in (jobs()[1] / "train.log").read_text()
     table = [line.split() for line in result.out.splitlines() if line.startswith(" seed=")]
     assert [line[:3] for line in table] == [["seed=-3", "failed", "0"], ["seed=1", "finished", "4"]]
     assert max(map(len, (line for line in result.out.splitlines() if line.startswith(" ")))) <= 80
@@ -116,9 +126,71 @@ def test_a_failing_job_stops_no_other_and_the_same_line_again_skips_what_is_fini
     before = (jobs()[1] / "metrics.jsonl").stat()
     result = sweep("seed=1,2")
     assert result.code == 0  # of this line no job has failed
-    assert "already finished" in result.out
+    assert "1/2  already finished  seed=1\n" in result.out
     assert statuses() == {-3: "failed", 1: "finished", 2: "finished"}
     assert (jobs()[1] / "metrics.jsonl").stat() == before
+
+
+def test_the_page_grows_while_a_sweep_runs(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, seen = Update.update_generator, list[bool]()
+
+    def watching(self: Update, *arguments: Any) -> Any:
+        seen.append(Path("multirun/t/report.html").exists())
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Update, "update_generator", watching)
+    assert sweep("seed=1,2", "train.iterations=1").code == 0
+    assert seen == [False, True]
+    assert len(Path("multirun/t/report.csv").read_text().splitlines()) == 1 + 2
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_the_table_tells_every_job_whole(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    own = ["dataset.path=/data/photographs/of/many/years.zip", "optimizer.betas=[0.5,0.999]", "loss=rasgan_allpairs"]
+    runs = [RunDir(tmp_path / f"job-{seed}2345678") for seed in (1, 2)]
+    for seed, run in enumerate(runs):
+        run.path.mkdir()
+        scores = {"eval/fd_efficientnet_lite0": 1234.5678}
+        words = ["name=t", *own, f"seed={seed}"] if seed else ["name=t"]
+        run.write_summary({"status": "interrupted", "step": 120000, "seconds": 7500, "final": scores, "command": words})
+    _print_table(runs, None)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= columns
+    for word in ("interrupted", "120000", "fd_efficientnet_lite0 1235", "2 h 5 min", "*22345678"):
+        assert word in shown
+    # The first column is as wide as the rest leaves it, and holds everything in several lines.
+    width = shown.splitlines()[0].index("status")
+    column = "".join(line[:width].strip() for line in shown.splitlines())
+    assert "".join([*own, "seed=1"]) in column.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "jobs", "over"),
+    [
+        ("seed=1,2,3 loss=sgan,ragan train.iterations=5", 6, ["seed", "loss"]),
+        ("seed=range(0,4) optimizer.betas=[0,0.9],[0.5,0.9]", 8, ["seed", "optimizer.betas"]),
+        ("loss=ragan", 1, []),
+        ("experiment=stacked seed=1,2", 12, ["loss", "seed"]),
+    ],
+)
+def test_a_sweep_knows_its_jobs_and_what_tells_them_apart(
+    line: str, jobs: int, over: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_line(Line([]))
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        fixed = [word for word in line.split() if word.startswith("experiment=")]
+        config = compose("config", fixed, return_hydra_config=True)
+    config.hydra.overrides.task = line.split()
+    assert swept(config) == (jobs, over)
+    monkeypatch.setenv(SWEEP, json.dumps({"jobs": jobs, "over": over}))
+    first = [f"{name}=first" for name in over]
+    assert told_by(["name=t", *first, "model.width=4"]) == " ".join(first)
+    monkeypatch.delenv(SWEEP)
+    assert told_by(["name=t", "hydra.x=1", "seed=1"]) == "seed=1"
 
 
 def stop_at(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +222,7 @@ def test_ctrl_c_ends_the_sweep_and_the_same_line_again_goes_on(sweep: Sweep, mon
     result = sweep("seed=1,2,3", "train.log_every=1")
     assert result.code == 0
     assert statuses() == {1: "finished", 2: "finished", 3: "finished"}
-    assert "continuing from" in result.out
+    assert "continuing from" in (jobs()[2] / "train.log").read_text()
     for path in jobs().values():
         assert [line["step"] for line in tiny.records(path)] == [1, 2, 3, 4]
     # As if it had never stopped.
@@ -272,9 +344,10 @@ def test_joblib_runs_jobs_side_by_side_each_worker_with_a_gpu_of_its_own() -> No
     for seed in (-1, 1, 2, 3):
         assert f" seed={seed} " in result.out
     assert "comparison page: multirun/j/report.html" in result.out
-    assert "worker 0 of the sweep has GPU 5" in result.out
+    logs = "".join(path.read_text() for path in Path("multirun/j").glob("*/train.log"))
+    assert "worker 0 of the sweep has GPU 5" in logs
     # A second worker may come too late to get a job.
-    assert result.out.count("of the sweep has GPU") == len(list(Path("multirun/j").glob(".worker-*.lock"))) <= 2
+    assert logs.count("of the sweep has GPU") == len(list(Path("multirun/j").glob(".worker-*.lock"))) <= 2
 
 
 @pytest.mark.slow

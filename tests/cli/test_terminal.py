@@ -108,7 +108,7 @@ def test_a_run_that_nobody_can_watch_ends_as_it_would(command: Command, broken: 
     assert command(train.main, *RUN, "train.log_every=1", output=broken) == 0
     assert tiny.summary(Path("run"))["status"] == "finished"
     assert tiny.last(Path("run"))["step"] == 4
-    assert log_lines()[-1].startswith("pictures: ")
+    assert log_lines()[-1].startswith("finished after 4 updates")
 
 
 def test_a_terminal_is_lost_while_its_progress_bar_is_drawn(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_without_standard_streams_commands_run(command: Command, monkeypatch: py
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
     assert command(train.main, *RUN) == 0
-    assert log_lines()[-1].startswith("pictures: ")
+    assert log_lines()[-1].startswith("finished after 4 updates")
     assert command(train.main, "loss=nope") == 2
     assert (sys.stdin, sys.stdout, sys.stderr) == (None, None, None)
 

@@ -16,7 +16,7 @@ import tiny
 from relgan.options import ConfigError
 from relgan.registry import TRACKERS, TrackerOptions, register_tracker
 from relgan.tracking.base import Context, JsonLines, Tracker, Trackers, start
-from relgan.tracking.console import ConsoleHandler, ProgressBar
+from relgan.tracking.console import ConsoleHandler
 
 VALUES = {"train/loss_d": 0.5, "train/loss_g": 0.25, "train/images_per_second": 1234.5}
 
@@ -222,11 +222,3 @@ def test_the_console_writes_where_stdout_is_now(capsys: pytest.CaptureFixture[st
     handler = ConsoleHandler()
     handler.emit(logging.LogRecord("relgan", logging.INFO, "", 0, "%d images", (3,), None))
     assert capsys.readouterr().out == "3 images\n"
-
-
-def test_nobody_watching_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    with ProgressBar(10, 0) as bar:
-        bar.advance()
-        bar.show(VALUES)
-    assert not bar.live
-    assert capsys.readouterr().out.strip() == ""

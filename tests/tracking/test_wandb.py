@@ -38,7 +38,7 @@ def test_an_offline_run_holds_a_copy_of_the_local_records(tmp_path: Path, caplog
         tiny.run(directory, *OFFLINE, "train.log_every=2", "train.iterations=4")
     (path,) = wandb_files(directory)
     said = [message for message in caplog.messages if "wandb sync" in message]
-    assert said == [f"W&B: offline; send it later with `wandb sync {path.parent}`"]
+    assert said == [f"W&B: offline; send it later with `wandb sync {path.parent.relative_to(Path.cwd())}`"]
 
     (run,) = [record.run for record in records(path) if record.WhichOneof("record_type") == "run"]
     assert (run.project, run.run_group, run.job_type) == ("proj", "group", "train")

@@ -202,11 +202,6 @@ def again(**options: str) -> str:
     return join([*program, *kept, *(f"{name}={value}" for name, value in options.items())])
 
 
-def near(path: Path, base: Path) -> str:
-    """The path as one types it in the directory ``base``."""
-    return str(path.relative_to(base) if path.is_relative_to(base) else path)
-
-
 def fail(message: str, status: int = EXIT_BAD_INPUT) -> NoReturn:
     """Say what is wrong on standard error and leave."""
     rank = f" (rank {os.environ['RANK']})" if is_rank() else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import shlex
 import textwrap
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -68,6 +68,7 @@ def open_line(line: Line, *, sweep: bool = False) -> list[str]:
     OmegaConf.register_new_resolver("relgan_direction", _direction, replace=True)
     OmegaConf.register_new_resolver("relgan_run_dir", lambda time, *, _root_: _run_dir(time, _root_), replace=True)
     OmegaConf.register_new_resolver("relgan_refuse", _refuse, replace=True)
+    OmegaConf.register_new_resolver("relgan_console", _console_level, replace=True)
     OmegaConf.register_new_resolver("relgan_log", lambda what: _logging()[what], replace=True)
     return as_typed(line.words, sweep=sweep)
 
@@ -167,17 +168,15 @@ def run_directory(config: Any, time: str) -> Path:
     return (base or home_of(config)) / os.environ.get(STARTED, time)
 
 
-@functools.cache
 def _home_of_run(path: Path) -> Path | None:
     """Where runs of the name lie that the run directory or checkpoint at ``path`` has; None where it is unreadable."""
+    beside = RunDir(path if path.is_dir() else path.parent.parent).read_config()
     try:
-        if path.is_dir():
-            saved = RunDir(path).read_config()
-        else:
+        if not beside and not path.is_dir():
             from relgan.training import checkpoint
 
-            saved = checkpoint.load(path)["config"]
-        return home_of(OmegaConf.create(saved))
+            beside = checkpoint.load_newest(path)["config"]
+        return home_of(OmegaConf.create(beside))
     except (RelganError, OmegaConfBaseException):
         return None
 
@@ -202,6 +201,11 @@ def _direction(*, _root_: DictConfig) -> str:
         return search_direction(_root_.metrics.objective, _root_.metrics.scores)
     except ConfigError:
         return "minimize"  # the sweep's callback refuses it before anything starts
+
+
+def _console_level(mode: RunMode) -> str:
+    """In a sweep, the log of each job is in its own directory; the console has a line for each (relgan.cli.sweep)."""
+    return "WARNING" if mode == RunMode.MULTIRUN else "NOTSET"
 
 
 def _logging() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from relgan.config import Config, option_names
 from relgan.files import atomic_write, writing_to
 from relgan.options import ConfigError, RelganError, option, user_path
 from relgan.registry import DATASETS, DatasetOptions
-from relgan.tracking.console import console
+from relgan.tracking.console import ConsoleHandler, console
 
 USAGE = """relgan-data list
 relgan-data prepare dataset=celeba dataset.path=FILE.zip
@@ -38,7 +38,7 @@ def main() -> None:
 
 def data(options: DataOptions, line: Line) -> None:
     """Do the action."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler("stderr")])
     match options.action:
         case "list":
             _list()

@@ -14,8 +14,9 @@ from relgan.cli.command import CommandOptions, Line, command
 from relgan.config import Config, option_names, overlay, resolve
 from relgan.files import writing_to
 from relgan.options import ConfigError, RelganError, option, user_path
+from relgan.progress import progress_bar
 from relgan.registry import DATASETS, DatasetOptions
-from relgan.tracking.console import console
+from relgan.tracking.console import ConsoleHandler, console
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +87,7 @@ def evaluate(options: EvalOptions, line: Line) -> None:
     out = user_path(options.out) if options.out else None
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError("out", f"{out.parent} is not a directory")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler("stderr")])
     if options.against is not None:
         result = _compare_runs(options, line)
     else:
@@ -159,7 +160,6 @@ def _score_run(options: EvalOptions, line: Line) -> Result:
 
 def _compare_runs(options: EvalOptions, line: Line) -> Result:
     """Two runs, with the latents and metrics of the first."""
-    from relgan.cache import progress_bar
     from relgan.metrics.compare import EXCHANGES, compare, sample
 
     if not (options.run and options.against):
@@ -172,8 +172,8 @@ def _compare_runs(options: EvalOptions, line: Line) -> Result:
         raise ConfigError("metrics.scores", "names no score of features, which a comparison is made of")
     with _one_line():
         ours, theirs = (sample(evaluator, each.trained.module, each.trained.latent_dim) for each in (run, against))
-    with progress_bar(3 * EXCHANGES, "comparing") as advance:
-        comparison = compare(evaluator, ours, theirs, advance)
+    with progress_bar(3 * EXCHANGES, "comparing") as bar:
+        comparison = compare(evaluator, ours, theirs, bar.advance)
     step, other = run.trained.step, {"run": options.against, "step": against.trained.step}
     protocol = {**evaluator.protocol, "step": step, "against": other}
     return Result({key: each.run.value for key, each in comparison.items()}, protocol, comparison=comparison)

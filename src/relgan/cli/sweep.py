@@ -1,12 +1,17 @@
-"""What -m adds to relgan-train: stable job directories, failures that stop nothing else, a table at the end."""
+"""What -m adds to relgan-train: stable job directories, failures that stop nothing else, a table at the end.
+
+What a job logs goes into its own train.log; the console has a line for each job that ends, and what went wrong.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import hashlib
+import json
 import logging
 import math
+import os
 import re
 import sys
 import time
@@ -15,25 +20,36 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from filelock import FileLock, Timeout
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from relgan.cli import workers
-from relgan.cli.command import EXIT_BAD_INPUT, again, fail, near
+from relgan.cli.command import EXIT_BAD_INPUT, again, fail
 from relgan.metrics.catalogue import card_of, direction
-from relgan.options import ConfigError, RelganError, first_line
+from relgan.options import ConfigError, RelganError, first_line, near
+from relgan.progress import Sweep, in_sweep
 from relgan.registry import TrackerOptions
 from relgan.rundir import RunDir
-from relgan.tracking.console import console
+from relgan.tracking.console import console, ending_line, lasting
 
 log = logging.getLogger("relgan")
 
 SLUG_LENGTH = 80
 DIGEST_LENGTH = 8
+PAGE = "report.html"
+PAGE_EVERY_S = 30.0  # of a sweep that goes on; for a hundred runs a page takes seconds
 # They say where and how a sweep runs, not what its jobs are.
 NOT_OF_THE_JOB = ("name", "fail_fast", "device", "tracker", "plugins", "hydra")
+
+# Where a sweep tells its workers what it is: {"jobs": how many, "over": [the options that differ]}.
+SWEEP = "RELGAN_SWEEP"
+ENDED = ("finished", "diverged")
+NEGLIGIBLE = 30.0  # seconds
+TRIALS = "n_trials"  # of a search, which has as many jobs
 
 FIRST_IN_SLUG = ("dataset=", "loss=", "seed=", "model=", "penalty=", "optimizer=")
 
@@ -70,6 +86,34 @@ def worst(hydra_config: Any) -> float:
     return -math.inf if "maximize" in str(hydra_config.sweeper.get("direction")) else math.inf
 
 
+def swept(config: DictConfig) -> tuple[int | None, list[str]]:
+    """How many jobs a sweep has, None where only its sweeper knows, and the options that it goes over."""
+    sweeper = config.hydra.sweeper
+    params = [f"{name}={value}" for name, value in (sweeper.get("params") or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    several = {each.get_key_element(): each for each in overrides}
+    over = {name: each for name, each in several.items() if each.is_sweep_override()}
+    if TRIALS in sweeper:
+        return int(sweeper[TRIALS]), list(over)
+    if not str(sweeper._target_).endswith(".BasicSweeper"):
+        return None, list(over)
+    return math.prod(len(list(each.sweep_string_iterator())) for each in over.values()), list(over)
+
+
+def told_by(overrides: Iterable[str]) -> str:
+    """What tells a job from the others of its sweep."""
+    over = _sweep_of_this_process().get("over")
+    names = [(word, re.split(r"=", word.lstrip("+~"), maxsplit=1)[0]) for word in overrides]
+    own = [word for word, name in names if name.partition(".")[0] not in NOT_OF_THE_JOB]
+    return " ".join(own if over is None else [word for word, name in names if name in over])
+
+
+def _sweep_of_this_process() -> dict[str, Any]:
+    """Empty where the launcher hands on no environment."""
+    found: dict[str, Any] = json.loads(os.environ.get(SWEEP, "{}"))
+    return found
+
+
 class SweepCallback(Callback):
     """Keeps a sweep going after a failed job, and reports on all of them at its end.
 
@@ -79,6 +123,8 @@ class SweepCallback(Callback):
 
     running: ClassVar[SweepCallback | None] = None
     """The one of the sweep that this process has started and not yet reported on."""
+    sweep: Sweep | None = None
+    """The jobs that this process runs itself."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a search that looks for nothing; be ready to pass Ctrl-C on to joblib's workers."""
@@ -92,23 +138,67 @@ class SweepCallback(Callback):
                 fail(f"hydra.sweeper.direction: {wanted} it, or choose another metrics.objective")
         self.config = config
         SweepCallback.running = self
+        self._announce(*swept(config))
         if "n_jobs" in config.hydra.launcher:
             workers.lead()
+
+    def _announce(self, jobs: int | None, over: list[str]) -> None:
+        os.environ[SWEEP] = json.dumps({"jobs": jobs, "over": over})
+        self.sweep = Sweep(jobs)
+        in_sweep(self.sweep)
+        count = "jobs" if jobs is None else "1 job" if jobs == 1 else f"{jobs} jobs"
+        place = near(Path(self.config.hydra.sweep.dir).absolute())
+        print(f"{count}{' over ' if over else ''}{', '.join(over)} in {place}", flush=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make a worker process ready for its first job."""
         if config.hydra.mode == RunMode.MULTIRUN:
             workers.enter(Path(config.hydra.sweep.dir))
+            self.before = RunDir(Path(config.hydra.runtime.output_dir)).read_summary().get("status")
+            if self.sweep is not None:
+                self.sweep.job = told_by(config.hydra.overrides.task)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Record a failure where the job's own files are and let the others run."""
+        """Say how it ended; record a failure where the job's own files are and let the others run."""
         gc.collect()
-        if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
+        if config.hydra.mode != RunMode.MULTIRUN:
             return
         run = RunDir(Path(config.hydra.runtime.output_dir))
+        failed = job_return.status == JobStatus.FAILED
+        if failed:
+            self._record(run, config, job_return._return_value)
+        self._tell(run, config)
+        grow_page(Path(config.hydra.sweep.dir))
+        if failed and config.fail_fast:
+            raise SystemExit(1)
+        if failed:
+            # Hydra would raise the first failure after the last job and show none of the others.
+            job_return.status = JobStatus.COMPLETED
+            job_return.return_value = worst(config.hydra)
+
+    def _tell(self, run: RunDir, config: DictConfig) -> None:
+        """One line on the job that has ended, and when the sweep will."""
+        summary = run.read_summary()
+        status, told = str(summary.get("status")), told_by(config.hydra.overrides.task)
+        skipped = status == self.before and status in ENDED
+        left = None
+        if self.sweep is not None:
+            self.sweep.end_job(worked=not skipped)
+            left = self.sweep.clock.left(self.sweep.done, self.sweep.total)
+        parts = [
+            f"{config.hydra.job.num + 1}/{_sweep_of_this_process().get('jobs') or '?'}",
+            f"already {status}" if skipped else status,
+            told,
+            _score(summary, config.metrics.objective),
+            *([] if skipped or "seconds" not in summary else [lasting(summary["seconds"])]),
+            *([f"the sweep {ending_line(left)}"] if left is not None and left > NEGLIGIBLE else []),
+        ]
+        print("  ".join(filter(None, parts)), flush=True)
+
+    def _record(self, run: RunDir, config: DictConfig, error: Any) -> None:
+        """Write a failure where the job's own files are."""
         # A refused configuration has left no directory, and train.log needs one.
         run.path.mkdir(parents=True, exist_ok=True)
-        error = job_return._return_value
         line = str(error) if isinstance(error, RelganError) else f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))
         log.error("failed: %s", line if isinstance(error, RelganError) else trace)
@@ -123,11 +213,6 @@ class SweepCallback(Callback):
                 "error": trace,
             }
         )
-        if config.fail_fast:
-            raise SystemExit(1)
-        # Hydra would raise the first failure after the last job and show none of the others.
-        job_return.status = JobStatus.COMPLETED
-        job_return.return_value = worst(config.hydra)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Show how every job ended, write the comparison page, and exit with 1 if any failed."""
@@ -142,6 +227,8 @@ class SweepCallback(Callback):
     def report(self) -> list[RunDir]:
         """Show how every job ended, and write the comparison page; returns the jobs."""
         SweepCallback.running = None
+        in_sweep(None)
+        os.environ.pop(SWEEP, None)
         sweep_dir = Path(self.config.hydra.sweep.dir)
         runs = _jobs(sweep_dir)
         if runs:
@@ -162,8 +249,8 @@ def reported() -> Iterator[None]:
         jobs = [] if sweep is None else sweep.report()
         if sweep is not None and jobs and (number or lost or _can_go_on(error)):
             # Unless a name gives it one, the sweep's directory is a new one each time.
-            place = near(Path(sweep.config.hydra.sweep.dir).absolute(), Path.cwd())
-            log.info("continue with: %s", again() if sweep.config.name else again(**{"hydra.sweep.dir": place}))
+            place = near(Path(sweep.config.hydra.sweep.dir).absolute())
+            print("continue with:", again() if sweep.config.name else again(**{"hydra.sweep.dir": place}), flush=True)
         if number:
             # Whatever was raised comes of it: a worker, for one, that the signal found before it could answer.
             raise SystemExit(128 + number) from error
@@ -195,9 +282,9 @@ def _print_table(runs: Sequence[RunDir], objective: str | None) -> None:
     """One line a job, by what tells it from the others, and the end of its directory's name."""
     from rich.table import Column, Table
 
-    columns = [Column(title, no_wrap=True) for title in ("status", "updates", "score", "seconds", "directory")]
-    table = Table(Column("job", overflow="fold"), *columns, box=None)
     summaries = [run.read_summary() for run in runs]
+    columns = [Column(title, no_wrap=True) for title in ("status", "updates", "score", "time", "directory")]
+    table = Table(Column("job", overflow="fold"), *columns, box=None)
     commands = [[str(word) for word in summary.get("command") or ()] for summary in summaries]
     shared = set.intersection(*map(set, commands)) if len(runs) > 1 else set()
     for run, summary, command in zip(runs, summaries, commands, strict=True):
@@ -206,7 +293,7 @@ def _print_table(runs: Sequence[RunDir], objective: str | None) -> None:
             str(summary.get("status", "unknown")),
             str(summary.get("step", "")),
             _score(summary, objective),
-            f"{summary.get('seconds', 0):.0f}",
+            lasting(summary.get("seconds", 0)),
             f"*{run.path.name[-DIGEST_LENGTH:]}",
         )
     console().print(table)
@@ -219,15 +306,29 @@ def _score(summary: dict[str, Any], objective: str | None) -> str:
     return "" if key is None else f"{key.removeprefix('eval/')} {scores[key]:.4g}"
 
 
+def grow_page(sweep_dir: Path) -> None:
+    """The comparison page of the jobs so far, unless it is new or another job's process is writing it."""
+    from relgan.report import write_report
+
+    page = sweep_dir / PAGE
+    # What is wrong now will be told at the end.
+    with (
+        contextlib.suppress(Timeout, OSError, RelganError),
+        FileLock(page.with_name(f".{page.name}.lock"), timeout=0),
+    ):
+        if not page.exists() or time.time() - page.stat().st_mtime > PAGE_EVERY_S:
+            write_report([sweep_dir], sweep_dir, PAGE)
+
+
 def _write_report(sweep_dir: Path, config: DictConfig) -> None:
     from relgan.report import write_report
 
     try:
-        page = write_report([sweep_dir], sweep_dir)
+        page = write_report([sweep_dir], sweep_dir, PAGE)
     except (OSError, RelganError) as error:
         log.warning("no comparison page: %s", error)
         return
-    log.info("comparison page: %s", page)
+    print(f"comparison page: {near(page)}", flush=True)
     if getattr(config.tracker, "artifacts", False):
         _send_report(sweep_dir, page, config)
 

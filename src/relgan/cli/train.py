@@ -21,13 +21,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from relgan.cache import cache_dir
 from relgan.cli import workers
-from relgan.cli.command import Line, again, answered, fail, guard, is_rank, near
+from relgan.cli.command import Line, again, answered, fail, guard, is_rank
 from relgan.cli.compose import STARTED, conf_dir, explain_config, open_line, to_config
-from relgan.cli.sweep import reported, worst
+from relgan.cli.sweep import ENDED, reported, worst
 from relgan.cli.words import split_flags, sweeps
 from relgan.config import Config, check_batch_size
 from relgan.metrics.catalogue import direction
-from relgan.options import ConfigError, RelganError
+from relgan.options import ConfigError, RelganError, near
+from relgan.progress import progress_bar
 from relgan.registry import load_plugins
 from relgan.rundir import OccupiedError, RunDir
 from relgan.streams import lossy
@@ -142,8 +143,7 @@ def train(config: Config, run_dir: Path) -> float | None:
     summary = RunDir(run_dir).read_summary()
     if sweeping and workers.asked_to_stop():
         return None
-    if sweeping and summary.get("status") in ("finished", "diverged"):
-        log.info("already %s: %s", summary["status"], run_dir)
+    if sweeping and summary.get("status") in ENDED:
         return objective(config, summary, worst(hydra_config))
     wanted = config.metrics.objective
     if wanted is not None and (not config.metrics.scores or direction(wanted) is None):
@@ -155,18 +155,19 @@ def train(config: Config, run_dir: Path) -> float | None:
     if sweeping and config.resume is None:
         config = dataclasses.replace(config, resume="auto")
 
-    from relgan.build import build_run
-    from relgan.training.loop import Outcome
-    from relgan.training.loop import train as train_run
-
     try:
-        run = build_run(
-            config,
-            run_dir,
-            hydra_config.overrides.task,
-            sweep=Path(hydra_config.sweep.dir).name if sweeping else None,
-            job_type=hydra_config.runtime.choices.get("experiment") or "sweep" if sweeping else "train",
-        )
+        with progress_bar(0, "starting"):
+            from relgan.build import build_run
+            from relgan.training.loop import Outcome
+            from relgan.training.loop import train as train_run
+
+            run = build_run(
+                config,
+                run_dir,
+                hydra_config.overrides.task,
+                sweep=Path(hydra_config.sweep.dir).name if sweeping else None,
+                job_type=hydra_config.runtime.choices.get("experiment") or "sweep" if sweeping else "train",
+            )
     except OccupiedError as error:
         if not sweeping:
             raise

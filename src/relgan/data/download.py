@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from relgan.cache import Refused, cache_dir, discard, load_or_make, progress_bar, writing
+from relgan.cache import Refused, cache_dir, discard, load_or_make, writing
 from relgan.data.archives import looks_like_html
 from relgan.options import ConfigError, RelganError
+from relgan.progress import progress_bar
 
 log = logging.getLogger("relgan")
 
@@ -145,11 +146,11 @@ def _fetch(url: str, partial: Path) -> bool:
         with (
             writing(partial),
             partial.open("ab" if have else "wb") as file,
-            progress_bar(announced, f"downloading {partial.stem}") as advance,
+            progress_bar(announced, f"downloading {partial.stem}", unit="MB") as bar,
         ):
             for block in _blocks(response):
                 file.write(block)
-                advance(len(block))
+                bar.advance(len(block))
             return file.tell() >= have + announced
 
 

@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relgan.cache import Refused, cache_dir, keyed, load_or_make, progress_bar
+from relgan.cache import Refused, cache_dir, keyed, load_or_make
 from relgan.data.archives import beside, identity, locate
 from relgan.data.decode import Unusable
 from relgan.data.sources import Source
 from relgan.data.store import FORMAT, PackedStore, StoreWriter, fixed_subset
 from relgan.options import ConfigError, RelganError
+from relgan.progress import progress_bar
 from relgan.registry import DATASETS, DatasetOptions, load_plugins
 
 log = logging.getLogger("relgan")
@@ -149,13 +150,13 @@ def pack(source: Source, path: Path, size: int, count: int | None, meta: dict[st
     skipped: Counter[str] = Counter(source.dropped)
     named: list[str] = []
     with StoreWriter(path, size, size, source.channels) as writer:
-        with progress_bar(len(indices), f"preparing {meta['name']}", show=progress) as advance:
+        with progress_bar(len(indices), f"preparing {meta['name']}", show=progress) as bar:
             for chunk in _chunks(source, size, indices):
                 labels = None if source.labels is None else source.labels[chunk.indices]
                 writer.append(chunk.images, labels)
                 skipped.update(reason for _, reason, _ in chunk.skipped)
                 named += [f"{source.name(index)}: {detail}" for index, _, detail in chunk.skipped if detail]
-                advance(chunk.size)
+                bar.advance(chunk.size)
         _tell(named)
         if writer.count == 0:
             reason = f": {_counts(skipped)}" if skipped else ""

@@ -28,6 +28,7 @@ from relgan.metrics.scores.copies import Neighbours
 from relgan.metrics.statistics import RealStatistics
 from relgan.networks.sampling import UNSCORABLE, draw_labels, sample_images
 from relgan.options import ConfigError, first_line
+from relgan.progress import progress_bar
 from relgan.registry import DATASETS, SCORES, DatasetOptions
 
 _PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "numpy", "relgan")
@@ -142,9 +143,11 @@ class Evaluator:
         indices = fixed_subset(len(self.real), score.reference_images)
         labels = None if self.real.labels is None else torch.from_numpy(self.real.labels[indices])
         start = 0
-        for images in self.real.batches(indices, self.config.batch_size):
-            score.update(accumulator, self._batch(images, score.extractor, start, labels))
-            start += len(images)
+        with progress_bar(len(indices), f"real images, {score.options.name}") as bar:
+            for images in self.real.batches(indices, self.config.batch_size):
+                score.update(accumulator, self._batch(images, score.extractor, start, labels))
+                start += len(images)
+                bar.advance(len(images))
         # Every rank sees all images here, so nothing is to be reduced.
         accumulator.sync_on_compute = False
         return accumulator.compute()
@@ -152,6 +155,11 @@ class Evaluator:
     def _labels(self, count: int, seed: int) -> Tensor | None:
         """The classes of the first ``count`` generated images, int64 (count,)."""
         return draw_labels(self.class_counts, count, seed) if self.class_counts else None
+
+    @property
+    def _wanted(self) -> int:
+        """Images that the scores look at."""
+        return max((score.images for score in self.scores), default=0)
 
     def evaluate(self, generator: nn.Module) -> dict[str, float]:
         """Scores of a generator under their full keys.
@@ -161,8 +169,7 @@ class Evaluator:
         """
         if not self.scores:
             return {}
-        wanted = max(score.images for score in self.scores)
-        size = self.config.batch_size
+        wanted, size = self._wanted, self.config.batch_size
         starts = range(rank() * size, wanted, world_size() * size)
         # Closed, so that an evaluation broken off has given the generator its mode and buffers back.
         with closing(self._sample(generator, wanted, rank=rank(), world_size=world_size())) as images:
@@ -179,15 +186,20 @@ class Evaluator:
         Raises:
             ValueError: as :meth:`evaluate`.
         """
-        wanted = max((score.images for score in self.scores), default=0)
+        wanted = self._wanted
         labels = self._labels(wanted, seed)
         starts = range(0, wanted, self.config.batch_size)
-        with torch.no_grad(), closing(self._sample(generator, wanted, latent_dim=latent_dim, seed=seed)) as batches:
-            looks = (self._look(images, start, labels) for start, images in zip(starts, batches, strict=True))
-            return [
-                {extractor: batch.without_images() for extractor, batch in look.items() if extractor is not None}
-                for look in looks
-            ]
+        seen: list[Seen] = []
+        with (
+            torch.no_grad(),
+            closing(self._sample(generator, wanted, latent_dim=latent_dim, seed=seed)) as batches,
+            progress_bar(wanted, "sampling") as bar,
+        ):
+            for start, images in zip(starts, batches, strict=True):
+                looks = self._look(images, start, labels)
+                seen.append({each: batch.without_images() for each, batch in looks.items() if each is not None})
+                bar.advance(len(images))
+        return seen
 
     def judge(self, seen: Iterable[Seen]) -> dict[str, float]:
         """Scores of what networks saw, as :meth:`score` computes them; those without a network are left out."""
@@ -237,16 +249,19 @@ class Evaluator:
             labels: the classes asked for, int64, of the whole stream.
         """
         problem: Exception | None = None
-        try:
-            self._start()
-            for start, images in batches:
-                self._feed(self._look(images, start, labels))
-        except UNSCORABLE as error:
-            problem = error
-        # Together, because ranks that went on would wait for the others' statistics.
-        if largest(problem is not None):
-            raise problem or ValueError("the images of another rank cannot be scored")
-        return self._finish(self.scores)
+        with progress_bar(self._wanted, "scoring") as bar:
+            try:
+                self._start()
+                for start, images in batches:
+                    self._feed(self._look(images, start, labels))
+                    bar.advance(world_size() * len(images))
+            except UNSCORABLE as error:
+                problem = error
+            # Together, because ranks that went on would wait for the others' statistics.
+            if largest(problem is not None):
+                raise problem or ValueError("the images of another rank cannot be scored")
+            bar.title = "computing scores"
+            return self._finish(self.scores)
 
     def _start(self) -> None:
         """Empty the accumulators, and let the scores know the real images."""

@@ -21,6 +21,7 @@ from relgan.files import atomic_write
 from relgan.metrics.extractors import Extractor
 from relgan.metrics.statistics import FeatureBank, FeatureMoments, RealStatistics, Reference, factorise
 from relgan.options import ConfigError
+from relgan.progress import progress_bar
 
 FORMAT = 2
 
@@ -161,12 +162,14 @@ def _compute(
     rows = FeatureBank(extractor.num_features)
     rows.reset()
     seen = 0
-    for batch in images.batches(indices, batch_size):
-        features, _ = extractor(batch)
-        moments.update(features)
-        if keep_features:
-            rows.update(features.cpu(), torch.arange(seen, seen + len(batch)))
-        seen += len(batch)
+    with progress_bar(len(indices), "real images") as bar:
+        for batch in images.batches(indices, batch_size):
+            features, _ = extractor(batch)
+            moments.update(features)
+            if keep_features:
+                rows.update(features.cpu(), torch.arange(seen, seen + len(batch)))
+            seen += len(batch)
+            bar.advance(len(batch))
     # Every rank sees all images here, so nothing is to be reduced.
     moments.sync_on_compute = rows.sync_on_compute = False
     return RealStatistics(factorise(moments.compute()), rows.compute())

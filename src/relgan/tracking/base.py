@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from relgan.files import atomic_write
 from relgan.options import RelganError, first_line
+from relgan.progress import streams_untouched
 from relgan.registry import TRACKERS, TrackerOptions
 
 log = logging.getLogger("relgan")
@@ -107,7 +108,8 @@ def start(options: TrackerOptions, context: Context) -> Tracker | None:
         ConfigError: an unknown name, or one that builds something else.
     """
     try:
-        tracker: Tracker | None = TRACKERS.build(options.name, options, context, of=(Tracker, NoneType))
+        with streams_untouched():
+            tracker: Tracker | None = TRACKERS.build(options.name, options, context, of=(Tracker, NoneType))
     except Exception as error:
         broken = error.__cause__ if isinstance(error, RelganError) else error
         if broken is None:  # bad input, which is for the user to mend

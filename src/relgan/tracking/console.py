@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: log lines above one progress bar."""
+"""What a person sees in the terminal besides progress: log lines, numbers, times."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import shutil
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from relgan.progress import aside
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import TaskID
 
 WITHOUT_TERMINAL = (160, 24)  # columns and lines
 
@@ -26,12 +26,22 @@ def console() -> Console:
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes to the current ``sys.stdout``, which a live progress bar replaces so that lines appear above it."""
+    """Writes to what is the standard stream at that moment, above any progress.
+
+    Args:
+        stream: its name.
+    """
+
+    def __init__(self, stream: Literal["stdout", "stderr"] = "stdout") -> None:
+        super().__init__()
+        self._stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stdout.write(self.format(record) + "\n")
-            sys.stdout.flush()
+            with aside():
+                stream = getattr(sys, self._stream)
+                stream.write(self.format(record) + "\n")
+                stream.flush()
         except Exception:
             self.handleError(record)
 
@@ -51,43 +61,6 @@ class FileHandler(logging.FileHandler):
             super().close()
 
 
-class ProgressBar:
-    """Generator updates done, losses, images per second and time left; silent where nobody watches."""
-
-    def __init__(self, total: int, start: int, *, visible: bool = True) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.live = visible and sys.stdout.isatty()
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[losses]}"),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            console=Console(),  # the shared one remembers what standard output was before
-            disable=not self.live,
-        )
-        self._task: TaskID = self._progress.add_task("", total=total, completed=start, losses="")
-
-    def __enter__(self) -> ProgressBar:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def advance(self) -> None:
-        self._progress.advance(self._task)
-
-    def show(self, values: Mapping[str, float]) -> None:
-        """Show the newest losses and speed."""
-        self._progress.update(self._task, losses=training_line(values))
-
-
 def training_line(values: Mapping[str, float]) -> str:
     """The newest losses and speed in one short text."""
     return "D {train/loss_d:.3f}  G {train/loss_g:.3f}  {train/images_per_second:,.0f} img/s".format_map(values)
@@ -98,6 +71,12 @@ def ending_line(seconds: float) -> str:
     now = datetime.now()
     end = now + timedelta(seconds=seconds)
     clock = end.strftime("%H:%M" if end.date() == now.date() else "%a %d %b %H:%M")
+    return f"ends at about {clock}, in {lasting(seconds)}"
+
+
+def lasting(seconds: float) -> str:
+    """A time as one says it."""
     minutes = round(seconds / 60)
-    left = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "a minute"
-    return f"ends at about {clock}, in {left}"
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from relgan.builtin import WandbOptions
 from relgan.metrics.catalogue import direction
-from relgan.options import first_line, split_values
+from relgan.options import first_line, near, split_values
 from relgan.rundir import RunDir
 from relgan.tracking.base import Context, Copy, Facts, Kind
 
@@ -112,7 +112,7 @@ def start(options: WandbOptions, context: Context) -> WandbTracker | None:
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
     if run.offline:
-        log.info("W&B: offline; send it later with `wandb sync %s`", shlex.quote(str(Path(run.dir).parent)))
+        log.info("W&B: offline; send it later with `wandb sync %s`", shlex.quote(near(Path(run.dir).parent)))
     else:
         log.info("W&B: %s", run.url)
     checkpoints = RunDir(context.run_dir) if options.artifacts else None

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,8 +17,10 @@ import torch
 
 from relgan.distributed import average, is_main, largest, world_size
 from relgan.networks.sampling import UNSCORABLE
+from relgan.options import near
+from relgan.progress import Bar, progress_bar
 from relgan.rundir import previous
-from relgan.tracking.console import ProgressBar, ending_line, training_line
+from relgan.tracking.console import ending_line, training_line
 from relgan.training import checkpoint
 from relgan.training.optimizers import is_due, quarters
 from relgan.training.run import Run, Status
@@ -97,10 +100,17 @@ class Loop:
         self.critic_result: CriticResult | None = None
         self.generator_result: GeneratorResult | None = None
         self.penalised = True
+        self.bar = Bar("", None)
+        self.newest: dict[str, str] = {}
 
     def run_until_done(self) -> Outcome:
         log.info("%s", self.run.describe())
-        with contextlib.suppress(StopRequested):
+        log.info("writing to %s", near(self.run.dir.path))
+        show = self.show and is_main() and sys.stdout.isatty()
+        with (
+            contextlib.suppress(StopRequested),
+            progress_bar(self.run.total, "training", done=self.state.step, whole=True, show=show) as self.bar,
+        ):
             return self.run_through()
         assert self.signals.received is not None
         name = signal.Signals(self.signals.received).name
@@ -117,23 +127,22 @@ class Loop:
             self.score()
         elif not state.history.visited and state.step < run.total:
             self.visit()
-        with ProgressBar(run.total, state.step, visible=self.show and is_main()) as bar:
-            self.restart_clock()
-            first = state.step + 1
-            while state.step < run.total:
-                self.check_signals()
-                before = time.perf_counter()
-                self.iterate()
-                if run.device.type == "cpu" and state.step == first + 1:
-                    # The very first update also makes what the others use again.
-                    self.estimate_end(time.perf_counter() - before)
-                state.history.visited = False
-                bar.advance()
-                if self.log_is_due() and not self.log_training(bar):
-                    return self.end("diverged", 0)
-                self.check_signals()
-                if state.step < run.total:
-                    self.visit()
+        self.restart_clock()
+        first = state.step + 1
+        while state.step < run.total:
+            self.check_signals()
+            before = time.perf_counter()
+            self.iterate()
+            if run.device.type == "cpu" and state.step == first + 1:
+                # The very first update also makes what the others use again.
+                self.estimate_end(time.perf_counter() - before)
+            state.history.visited = False
+            self.bar.advance()
+            if self.log_is_due() and not self.log_training():
+                return self.end("diverged", 0)
+            self.check_signals()
+            if state.step < run.total:
+                self.visit()
         if state.step > 0:
             state.share_buffers()
             if run.evaluator is not None:
@@ -171,7 +180,7 @@ class Loop:
             return True
         return is_due(self.state.step, self.config.train.log_every, self.run.total)
 
-    def log_training(self, bar: ProgressBar) -> bool:
+    def log_training(self) -> bool:
         """Log the newest step's losses; False when training has diverged."""
         assert self.critic_result is not None
         assert self.generator_result is not None
@@ -190,11 +199,16 @@ class Loop:
             self.estimate_end(self.speed.seconds[-1])
         values["train/images_per_second"] = rate
         self.run.trackers.log("train", self.state.step, self.state.seconds, values)
-        bar.show(values)
+        self.show_progress(losses=training_line(values))
         tenth = max(1, self.run.total // 10)
-        if not bar.live and self.state.step % tenth < self.config.train.log_every:
+        if not self.bar.live and self.state.step % tenth < self.config.train.log_every:
             log.info("%6d/%d  %s", self.state.step, self.run.total, training_line(values))
         return True
+
+    def show_progress(self, **newest: str) -> None:
+        """The newest losses and the newest scores, below the bar."""
+        self.newest |= newest
+        self.bar.show(*(self.newest[name] for name in ("losses", "scores") if name in self.newest))
 
     def estimate_end(self, seconds_per_update: float) -> None:
         """Say when the run will end; where that is far away on a CPU, also what is shorter."""
@@ -260,7 +274,9 @@ class Loop:
         if not scores:
             return
         self.run.trackers.log("eval", self.state.step, self.state.seconds, scores, self.run.protocol)
-        log.info("%6d/%d  %s", self.state.step, self.run.total, self.run.score_line(scores))
+        line = self.run.score_line(scores)
+        log.info("%6d/%d  %s", self.state.step, self.run.total, line)
+        self.show_progress(scores=f"at {self.state.step:,}: {line}")
         self.save_among_best(self.run.remember(scores))
         self.run.write_summary("running", images_per_second=self.speed.images_per_second)
 
@@ -308,8 +324,7 @@ class Loop:
             log.error("%s", error)
             status, exit_code = "failed", 1
         self.run.write_summary(status, images_per_second=self.speed.images_per_second, error=error)
-        log.info("%s after %d updates, %.0f s: %s", status, self.state.step, self.state.seconds, self.run.dir.path)
-        log.info("pictures: %s", self.run.dir.samples)
+        log.info("%s after %d updates, %.0f s", status, self.state.step, self.state.seconds)
         return Outcome(status, exit_code, error)
 
     def restart_clock(self) -> None:

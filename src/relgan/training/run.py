@@ -98,7 +98,7 @@ class Run:
         return (
             f"{config.loss.name}{penalty}{augment} · {config.model.name}{width} · {store.meta['name']} "
             f"{len(store):,} images {store.image_size}×{store.image_size}×{store.channels}{labels} · "
-            f"{computing} · seed {config.seed} · {self.dir.path}"
+            f"{computing} · seed {config.seed}"
         )
 
     @property

@@ -22,6 +22,7 @@ from relgan.files import atomic_write
 from relgan.metrics.extractors import Extractor, fuse_batchnorm, hash_state
 from relgan.metrics.weights import load_state
 from relgan.options import ConfigError
+from relgan.progress import progress_bar
 from relgan.registry import DATASETS, DatasetOptions
 
 SIZE = 32
@@ -123,9 +124,11 @@ def train(images: np.ndarray, labels: np.ndarray) -> tuple[DigitNet, float]:
     network = DigitNet()
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS)
-    for _ in range(_EPOCHS):
-        _epoch(network, optimizer, x[used], y[used], rng)
-        schedule.step()
+    with progress_bar(_EPOCHS, "digit classifier") as bar:
+        for _ in range(_EPOCHS):
+            _epoch(network, optimizer, x[used], y[used], rng)
+            schedule.step()
+            bar.advance()
     network.eval()
     with torch.no_grad():
         accuracy = (network(x[held_out])[1].argmax(dim=1) == y[held_out]).double().mean()
