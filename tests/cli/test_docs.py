@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # The examples of these are run one after the other: tests/test_extend.py, tests/test_python.py.
 RUN_ELSEWHERE = ("extend.md", "python.md")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ABOUT = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 
 def read(name: str) -> str:
@@ -53,7 +54,7 @@ def lines() -> Iterator[str]:
 
 def commands(*programs: str) -> list[list[str]]:
     """The words of every line that calls one of the programs, without it."""
-    found: dict[tuple[str, ...], None] = {}
+    found: dict[frozenset[str], list[str]] = {}  # options may stand in any order
     for line in lines():
         if not any(program in line for program in programs):
             continue
@@ -61,9 +62,10 @@ def commands(*programs: str) -> list[list[str]]:
         for called in programs:
             # Their parts are placeholders: tests/test_extend.py has real ones.
             if called in words and "plugins=[" not in line:
-                found[tuple(words[words.index(called) + 1 :])] = None
+                after = words[words.index(called) + 1 :]
+                found.setdefault(frozenset(after), after)
     assert found
-    return [list(words) for words in found]
+    return list(found.values())
 
 
 def shown(words: list[str]) -> str:
@@ -236,7 +238,7 @@ def test_the_code_beside_a_formula_is_the_codes() -> None:
 # --- links and lists ---
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *ABOUT], ids=lambda page: page.name)
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#\s:]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8")):
         file = (page.parent / target) if target else page
