@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -175,6 +177,13 @@ def test_a_chart_is_zoomed_by_dragging_and_back_by_a_double_click(visit: Visit) 
     # The middle of the picture is at 0.5·420 of 46 to 398 pixels, which are 0 to 2,000 updates.
     assert low == pytest.approx((0.5 * 420 - 46) / 352 * 2000, rel=0.02)
     assert high == pytest.approx((0.8 * 420 - 46) / 352 * 2000, rel=0.02)
+    # The other axis is logarithmic, and shows what lies there.
+    texts = chart.locator("text.y")
+    values = [math.log(float(text)) for text in texts.all_text_contents()]
+    places = [float(texts.nth(i).get_attribute("y")) for i in range(len(values))]
+    slopes = [(b - a) / (q - p) for (a, b), (p, q) in zip(pairwise(values), pairwise(places), strict=True)]
+    assert slopes == pytest.approx([slopes[0]] * len(slopes), rel=0.05)
+    assert all(60 < math.exp(value) < 350 for value in values)
     chart.hover(position={"x": box["width"] * 0.5, "y": box["height"] * 0.5})
     assert "at 1,250 updates" in visit.page.locator("#readout").inner_text()
     chart.dblclick()

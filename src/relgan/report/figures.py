@@ -76,13 +76,13 @@ class Axis:
     def ticks(self) -> list[float]:
         if self.log:
             first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-            if last - first < 2:
-                between = (m * 10.0**power for power in range(first - 1, last + 1) for m in (1, 2, 5))
-                return [
-                    value for value in between if self.low <= value * (1 + 1e-9) and value <= self.high * (1 + 1e-9)
-                ]
-            every = max(1, math.ceil((last - first + 1) / 5))
-            return [10.0**power for power in range(first, last + 1, every)]
+            if last - first >= 2:
+                every = max(1, math.ceil((last - first + 1) / 5))
+                return [10.0**power for power in range(first, last + 1, every)]
+            between = (m * 10.0**power for power in range(first - 1, last + 1) for m in (1, 2, 5))
+            found = [value for value in between if self.low <= value <= self.high]
+            if len(found) > 2:
+                return found
         step = 10 ** math.floor(math.log10((self.high - self.low) / 4))
         step *= next(m for m in (1, 2, 5, 10) if (self.high - self.low) / (step * m) <= 5)
         first = math.ceil(self.low / step - 1e-9)
@@ -236,7 +236,7 @@ def _band(line: Series, x: Axis, y: Axis) -> Markup:
 def _frame(
     x_axis: Axis, y_axis: Axis, content: Sequence[Markup], *, title: str, x: str, y: str, kind: str = "chart"
 ) -> Markup:
-    axes = " ".join(f"{end:.7g}" for axis in (x_axis, y_axis) for end in (axis.low, axis.high, axis.log))
+    axes = " ".join(f"{end:.7g}" for axis in (x_axis, y_axis) for end in (axis.low, axis.high, int(axis.log)))
     head = '<svg class="{}" viewBox="0 0 {} {}" role="img" tabindex="0" aria-label="{}" data-y="{}" data-axes="{}">'
     parts = [Markup(head).format(kind, WIDTH, HEIGHT, title, y, axes)]
     for tick in y_axis.ticks():

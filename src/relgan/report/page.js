@@ -139,8 +139,8 @@ class Chart {
     const [x, y, width, height] = numbers(this.plot.getAttribute("viewBox"));
     this.whole = { x, y, width, height };
     this.shown = this.whole;
-    const [left, right, , low, high] = numbers(svg.dataset.axes.replace(/True|False/g, "0"));
-    this.axes = { left, right, low, high, logs: svg.dataset.axes.split(" ").map((word) => word === "True") };
+    const axes = numbers(svg.dataset.axes);
+    this.axes = { x: axes.slice(0, 3), y: axes.slice(3) };
     this.texts = all("text:not(.name)", svg).map((text) => ({ text, whole: text.textContent }));
     svg.addEventListener("pointermove", (event) => this.moved(event));
     svg.addEventListener("pointerdown", (event) => this.grabbed(event));
@@ -235,15 +235,15 @@ class Chart {
   }
 
   tick(text) {
-    const { left, right, low, high, logs } = this.axes, place = (name) => Number(text.getAttribute(name));
-    const value = (share, a, b, log) => (log ? a * (b / a) ** share : a + share * (b - a));
+    const place = (name) => Number(text.getAttribute(name));
+    const value = (share, [low, high, log]) => short(log ? low * (high / low) ** share : low + share * (high - low));
     const { x, y, width, height } = this.whole, part = this.shown;
     if (text.classList.contains("x")) {
       const px = part.x + (place("x") - x) / width * part.width;
-      return short(value((px - x) / width, left, right, logs[2]));
+      return value((px - x) / width, this.axes.x);
     }
     const py = part.y + (place("y") - y) / height * part.height;
-    return short(value((y + height - py) / height, low, high, logs[5]));
+    return value((y + height - py) / height, this.axes.y);
   }
 
   pressed(event) {
@@ -280,7 +280,7 @@ class Chart {
     this.svg.querySelector(".cursor").setAttribute("d", `M${this.outside(at.px)} ${this.whole.y}v${this.whole.height}`);
     const step = Math.round(at.x).toLocaleString("en");
     const head = pulls ? `real ${short(Number(at.x))}, generated ${at.y}` : `${this.svg.dataset.y} at ${step} updates`;
-    readout.replaceChildren(made("div", { textContent: head }), ...found.map(({ path, point }) => made("div", {},
+    readout.replaceChildren(made("p", { textContent: head }), ...found.map(({ path, point }) => made("div", {},
       made("span", { className: "swatch " + path.getAttribute("class").replace(/line|pair|dot|dim/g, "") }),
       path.dataset.label,
       made("b", { textContent: pulls ? "" : point.y }),

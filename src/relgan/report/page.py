@@ -160,6 +160,10 @@ class Page:
         title = f"{name} on {column.dataset} at the end of training, every seed"
         return dot_plot(rows, title=title, x=f"{name}, {way} is better")
 
+    def drawn(self, board: Board) -> bool:
+        """Whether a score has dot plots, beside which its curves stand."""
+        return any(self.dot_plot(board, column) for column in board.columns)
+
     def score_chart(self, board: Board, column: Column) -> Any:
         """Curves of the runs in one column; the untrained start would flatten all the rest."""
         if board.once(column):
