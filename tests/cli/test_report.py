@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from made_runs import STEPS, make_run, make_sweep
 from relgan.cli import report
+from relgan.cli.sweep import grow_page
 from relgan.report import write_report
 
 
@@ -56,6 +58,16 @@ def test_everything_from_a_run_directory_is_escaped(tmp_path: Path) -> None:
     assert "<script>alert" not in page
     assert "<img src=x>" not in page
     assert page.count("</script>") == 1
+
+
+def test_a_run_links_to_its_tracker(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "s" / "a")
+    summary = json.loads((path / "summary.json").read_text())
+    urls = {"wandb": "https://wandb.ai/e/p/runs/1", "evil": "javascript:alert(1)"}
+    (path / "summary.json").write_text(json.dumps({**summary, "tracker_urls": urls}))
+    page = write_report([tmp_path / "s"], tmp_path / "s").read_text()
+    assert '<a href="https://wandb.ai/e/p/runs/1">wandb</a>' in page
+    assert "javascript:" not in page
 
 
 def test_the_page_asks_for_nothing_from_the_network(tmp_path: Path) -> None:
@@ -173,3 +185,24 @@ def test_networks_compared_on_the_same_latents_are_shown(tmp_path: Path) -> None
     write_report([tmp_path / "s"], tmp_path)
     text = " ".join(re.sub("<[^>]*>", " ", page.read_text().partition("Compared on the same latents")[2]).split())
     assert "sgan, seed 1 1,500 updates Fréchet distance (digits) -10 -12.5 to -7.5 better" in text
+
+
+def shown(sweep_dir: Path) -> int:
+    """Runs on a sweep's page."""
+    return (sweep_dir / "report.csv").read_text().count("\n") - 1
+
+
+def test_a_page_is_written_for_no_job_that_ends_right_after_another_or_beside_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "1")
+    grow_page(tmp_path)
+    make_run(tmp_path / "2", seed=2)
+    grow_page(tmp_path)
+    assert shown(tmp_path) == 1
+    monkeypatch.setattr("relgan.cli.sweep.PAGE_EVERY_S", 0)
+    with FileLock(tmp_path / ".report.html.lock", is_singleton=False):
+        grow_page(tmp_path)
+    assert shown(tmp_path) == 1
+    grow_page(tmp_path)
+    assert shown(tmp_path) == 2
