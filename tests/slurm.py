@@ -122,8 +122,9 @@ def cluster(place: Path) -> Iterator[Cluster]:
         until(lambda: "idle" in running.call("sinfo", "-h", "-o", "%T"), "an idle node")
         yield running
     finally:
-        for name in ("slurmd", "slurmctld", "slurmdbd", "mariadbd", "munged"):
-            running.stop(name)
+        with contextlib.ExitStack() as daemons:
+            for name in ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd"):
+                daemons.callback(running.stop, name)
 
 
 def _answers(running: Cluster, *command: str) -> bool:

@@ -281,7 +281,8 @@ class WandbOptions(TrackerOptions):
 class MlflowOptions(TrackerOptions):
     """MLflow."""
 
-    uri: str | None = option(None, "where its server or database is; null: MLFLOW_TRACKING_URI, else ./mlflow.db")
+    uri: str | None = option(None, "its server or database; null: MLFLOW_TRACKING_URI, else mlflow.db in the folder")
+    folder: str = option(".", "where mlflow.db lies", path=True)
     artifacts: bool = option(False, "also send the best checkpoint, and a sweep's comparison page")
 
 

@@ -194,12 +194,7 @@ def restore(origin: Origin, state: TrainState, store: PackedStore, protocol: Map
     if before != now:
         raise ConfigError("dataset.path", f"the checkpoint was trained on other images ({before}) than these ({now})")
     state.load_state_dict(origin.content)
-    changed = _otherwise_scored(origin.content["protocol"], protocol)
-    if origin.in_place and changed:
-        log.warning(
-            "%s: best.pt is chosen anew, because scores made in different ways are not ranked together", changed
-        )
-    if changed or not origin.in_place:
+    if not origin.in_place or _otherwise_scored(origin.content["protocol"], protocol):
         # What another directory's run was scored belongs to it.
         state.history = type(state.history)(visited=state.history.visited)
 
@@ -230,9 +225,11 @@ def begin(run: Run, origin: Origin | None, *, sweep: str | None, job_type: str) 
     if (newest := largest(run.state.step)) != run.state.step:
         raise RelganError(f"resume: other ranks continue at update {newest}, this one finds {run.state.step}")
     run.lock = _occupy(run.dir)
-    logged = last_logged(run.dir)
+    logged = _ever_logged(run.dir)
     if is_main():
         run.dir.write_config(run.values)
+        _set_best_aside(run, origin)
+        run.dir.logged.write_text(json.dumps(logged), encoding="utf-8")
         truncate(run.dir, origin, run.state, run.total)
     context = Context(
         run_dir=run.dir.path,
@@ -264,6 +261,25 @@ def _occupy(directory: RunDir) -> FileLock:
     except OSError as error:
         raise ConfigError("hydra.run.dir", f"{directory.path}: {error.strerror}") from error
     return lock
+
+
+def _set_best_aside(run: Run, origin: Origin | None) -> None:
+    """Keep the best checkpoints so far under other names where those to come are scored in another way."""
+    if origin is None or not origin.in_place:
+        return
+    if changed := _otherwise_scored(origin.content["protocol"], run.protocol):
+        run.dir.set_best_aside()
+        reason = "scores made in different ways are not ranked together; the earlier ones are earlier_best*.pt"
+        log.warning("%s: best.pt is chosen anew, because %s", changed, reason)
+
+
+def _ever_logged(directory: RunDir) -> dict[str, int]:
+    """The last step of each kind that any start has recorded, dropped records too: trackers were sent them."""
+    try:
+        earlier: dict[str, int] = json.loads(directory.logged.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = {}
+    return {kind: max(step, earlier.get(kind, 0)) for kind, step in {**earlier, **last_logged(directory)}.items()}
 
 
 def last_logged(directory: RunDir) -> dict[str, int]:

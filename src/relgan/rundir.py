@@ -39,6 +39,11 @@ class RunDir:
         return self.path / ".lock"
 
     @property
+    def logged(self) -> Path:
+        """The last step of each kind that a start before this one has recorded."""
+        return self.path / ".logged.json"
+
+    @property
     def samples(self) -> Path:
         return self.path / "samples"
 
@@ -72,6 +77,11 @@ class RunDir:
         for path in superfluous:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+    def set_best_aside(self) -> None:
+        """Give the best checkpoints names that nothing writes to or deletes."""
+        for path in self.checkpoints.glob("best*.pt"):
+            path.replace(path.with_name(f"earlier_{path.name}"))
 
     def write_config(self, values: Mapping[str, Any]) -> None:
         import yaml

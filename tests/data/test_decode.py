@@ -248,6 +248,8 @@ def test_damaged_bytes_are_unusable(data: bytes) -> None:
         (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "a JPEG XL picture"),
         (b"\xff\x0a" + bytes(100), "a JPEG XL picture"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+        (b'<?xml version="1.0"?>\n<!-- made by hand -->\n<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML file, often the error page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3\n", r"git lfs pull"),
         (b"\n<!DOCTYPE html><title>Quota exceeded</title>", "a web page"),
     ],

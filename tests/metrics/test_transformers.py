@@ -188,10 +188,8 @@ def test_a_network_without_classes_has_no_inception_score(clip_weights: Path, ca
     folder = DatasetOptions(name="folder")
     with caplog.at_level("INFO", "relgan"):
         assert keys("fid", "is", "precision", "is_infinity") == ["fid", "precision"]
-    assert "no is, is_infinity without classes, as the extractor clip_b32 has none" in caplog.messages
-    with pytest.raises(
-        ConfigError, match=r"^metrics\.scores: there is no is without classes, as the extractor clip_b3"
-    ):
+    assert "is and is_infinity need an extractor with classes, clip_b32 has none: left out" in caplog.messages
+    with pytest.raises(ConfigError, match=r"^metrics\.scores: is need an extractor with classes, clip_b32 has none$"):
         keys("is")
 
 

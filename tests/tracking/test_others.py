@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import processes
 import tiny
 from relgan.options import ConfigError
+from relgan.training.update import Update
 from wandb_file import history, wandb_files
 
 OFTEN = ("train.log_every=1", "train.sample_every=2")
@@ -90,6 +94,68 @@ def test_several_at_once_each_go_on_with_their_own_run(tmp_path: Path) -> None:
     client, (run,) = mlflow_runs("group")
     assert run.info.run_id == ids["mlflow"]
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss_d")] == expected
+
+
+def test_a_start_without_a_tracker_loses_nothing_of_it(tmp_path: Path) -> None:
+    names = {2: "wandb", 3: "none", 4: "wandb"}
+    for iterations, name in names.items():
+        options = (f"tracker.name={name}", f"train.iterations={iterations}", "resume=auto", *OFTEN)
+        tiny.run(tmp_path / "run", *options)
+    ids = {path.stem for path in wandb_files(tmp_path / "run")}
+    assert ids == {f"run-{tiny.summary(tmp_path / 'run')['tracker_runs']['wandb']}"}
+
+
+def test_after_a_second_kill_nothing_is_sent_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first start gets to update 7, its checkpoint to 4; the second to 5."""
+    original = Update.update_generator
+
+    def dying(at: int) -> Any:
+        calls = [0]
+
+        def update(self: Update, *arguments: Any) -> Any:
+            calls[0] += 1
+            if calls[0] > at:
+                raise RuntimeError("killed")
+            return original(self, *arguments)
+
+        return update
+
+    options = ("tracker.name=tensorboard", *OFTEN, "train.checkpoint_every=4", "train.iterations=8", "resume=auto")
+    pytest.importorskip("tensorboard")
+    for updates in (7, 1):
+        monkeypatch.setattr(Update, "update_generator", dying(updates))
+        with pytest.raises(RuntimeError, match="killed"):
+            tiny.run(tmp_path / "run", *options)
+    monkeypatch.setattr(Update, "update_generator", original)
+    tiny.run(tmp_path / "run", *options)
+    assert [event.step for event in events(tmp_path / "run").Scalars("train/loss_d")] == list(range(1, 9))
+
+
+def test_a_server_that_does_not_answer_holds_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    began = time.perf_counter()
+    tiny.run(tmp_path / "run", "tracker.name=mlflow")
+    assert time.perf_counter() - began < 40
+    assert any("tracker=mlflow: " in message and "only the run directory" in message for message in caplog.messages)
+
+
+@pytest.mark.slow
+def test_jobs_that_start_together_make_one_database(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    words = [*tiny.ARGUMENTS, "tracker=mlflow", "name=group"]
+    with contextlib.ExitStack() as together:
+        jobs = [
+            together.enter_context(
+                processes.started(processes.command("train"), *words, f"seed={seed}", f"hydra.run.dir=run{seed}")
+            )
+            for seed in range(3)
+        ]
+        assert [job.wait() for job in jobs] == [0, 0, 0]
+    _, runs = mlflow_runs("group")
+    assert len(runs) == 3
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])

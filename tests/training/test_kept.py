@@ -76,8 +76,9 @@ def test_scores_made_in_another_way_are_not_ranked_with_those_before(
         assert tiny.last(tmp_path, "best")["step"] == {"a": 6, "b": 10}[weights]
     assert [line.getMessage() for line in caplog.records if "anew" in line.getMessage()] == [
         "weights of the scores was a, now b: best.pt is chosen anew, because scores made in different ways are not "
-        "ranked together"
+        "ranked together; the earlier ones are earlier_best*.pt"
     ]
+    assert tiny.last(tmp_path, "earlier_best")["step"] == 6
 
 
 @pytest.mark.usefixtures("scored")

@@ -25,7 +25,8 @@ _NOT_SUPPORTED = re.compile("unsupported|not supported|unknown|cannot handle|not
 _OTHERS = {
     rb"....ftyp(hei|hev|mif|msf)": "a HEIF picture",
     rb"\xff\x0a|\0\0\0\x0cJXL ": "a JPEG XL picture",
-    rb"\s*(<\?xml|<svg)": "an SVG drawing",
+    rb"\s*(<\?xml[^>]*>\s*)?(<!--.*-->\s*)?<svg": "an SVG drawing",
+    rb"\s*<\?xml": "an XML file, often the error page of a download",
     rb"version https://git-lfs\.": "a pointer of Git LFS (git lfs pull brings the picture)",
     rb"\s*(?i:<!doctype html|<html)": "a web page",
 }
@@ -114,7 +115,7 @@ def _open_as_declared(file: IO[bytes]) -> None:
 def _not_a_picture(file: IO[bytes]) -> tuple[str, str]:
     """Reason and detail of a file that Pillow does not know."""
     file.seek(0)
-    start = file.read(4 * _START)
+    start = file.read(16 * _START)
     known = next((name for pattern, name in _OTHERS.items() if re.match(pattern, start, re.DOTALL)), None)
     if known:
         return "not supported", f"it is {known}"

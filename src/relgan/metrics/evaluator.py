@@ -93,10 +93,10 @@ class Evaluator:
         by_classes = [name for name in names if card_of(name).by_classes]
         if not by_classes or self._extractors.chosen.num_classes:
             return names
-        reason = f"without classes, as the extractor {self._extractors.chosen.name} has none"
+        reason = f"{' and '.join(by_classes)} need an extractor with classes, {self._extractors.chosen.name} has none"
         if names == by_classes:
-            raise ConfigError("metrics.scores", f"there is no {', '.join(names)} {reason}")
-        log.info("no %s %s", ", ".join(by_classes), reason)
+            raise ConfigError("metrics.scores", reason)
+        log.info("%s: left out", reason)
         return [name for name in names if name not in by_classes]
 
     def _suits(self, card: ScoreCard, dataset: DatasetOptions) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -77,7 +78,7 @@ class Tracker:
         """Record files: a checkpoint, a comparison page."""
 
     def close(self, exit_code: int) -> None:
-        """Finish; called exactly once."""
+        """Finish; called exactly once, with 1 when another call has raised."""
 
 
 class Copy(Tracker):
@@ -129,7 +130,8 @@ def open_trackers(options: TrackerOptions, context: Context, run_ids: Mapping[st
     """
     chosen = {each.name: each for each in (options, *(TRACKERS[name].options for name in options.also))}
     started = {name: start(each, replace(context, run_id=run_ids.get(name))) for name, each in chosen.items()}
-    return Trackers([JsonLines(metrics)], {name: each for name, each in started.items() if each is not None})
+    others = {name: each for name, each in started.items() if each is not None}
+    return Trackers([JsonLines(metrics)], others, run_ids)
 
 
 class JsonLines(Tracker):
@@ -184,11 +186,20 @@ class Trackers(Tracker):
 
     Attributes:
         run_ids, urls: of those that have one.
+
+    Args:
+        run_ids: of trackers that have taken part earlier, to be kept for when they come back.
     """
 
-    def __init__(self, local: Sequence[Tracker] = (), others: Mapping[str, Tracker] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        local: Sequence[Tracker] = (),
+        others: Mapping[str, Tracker] = MappingProxyType({}),
+        run_ids: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._local, self._others = local, dict(others)
-        self.run_ids = {name: tracker.run_id for name, tracker in others.items() if tracker.run_id}
+        own = {name: tracker.run_id for name, tracker in others.items() if tracker.run_id}
+        self.run_ids = {**run_ids, **own}
         self.urls = {name: tracker.url for name, tracker in others.items() if tracker.url}
 
     def log(
@@ -203,9 +214,9 @@ class Trackers(Tracker):
         self._each(lambda tracker: tracker.send(kind, files))
 
     def close(self, exit_code: int) -> None:
-        self._each(lambda tracker: tracker.close(exit_code))
+        self._each(lambda tracker: tracker.close(exit_code), last=True)
 
-    def _each(self, action: Callable[[Tracker], None]) -> None:
+    def _each(self, action: Callable[[Tracker], None], *, last: bool = False) -> None:
         for tracker in self._local:
             action(tracker)
         for name, tracker in list(self._others.items()):
@@ -213,4 +224,7 @@ class Trackers(Tracker):
                 action(tracker)
             except Exception as error:  # whatever breaks in another's service, the experiment goes on
                 del self._others[name]
+                if not last:
+                    with contextlib.suppress(Exception):
+                        tracker.close(1)
                 log.warning("%s stopped receiving (%s); metrics.jsonl still has everything", name, first_line(error))

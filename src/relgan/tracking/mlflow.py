@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relgan.builtin import MlflowOptions
+from relgan.cache import locked
 from relgan.options import ConfigError, flatten
 from relgan.rundir import RunDir
 from relgan.tracking.base import Context, Copy, Facts, Kind
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("relgan")
 
+# A server that does not answer must not hold training back; by itself MLflow would try for minutes.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "6"}
+_MOST_PARAMS = 100  # of one request
 _INTERRUPTED = 128  # exit statuses above it are signals
 
 
@@ -58,11 +62,13 @@ class MlflowTracker(Copy):
             self._client.log_artifact(self.run_id, str(file), kind)
 
     def close(self, exit_code: int) -> None:
-        if self._checkpoints is not None and exit_code == 0:
-            kept = [path for path in (self._checkpoints.best, self._checkpoints.last) if path.exists()]
-            self.send("model", kept[:1])
         status = "KILLED" if exit_code > _INTERRUPTED else "FAILED" if exit_code else "FINISHED"
-        self._client.set_terminated(self.run_id, status)
+        try:
+            if self._checkpoints is not None and exit_code == 0:
+                kept = [path for path in (self._checkpoints.best, self._checkpoints.last) if path.exists()]
+                self.send("model", kept[:1])
+        finally:
+            self._client.set_terminated(self.run_id, status)
 
 
 def start(options: MlflowOptions, context: Context) -> MlflowTracker:
@@ -74,15 +80,21 @@ def start(options: MlflowOptions, context: Context) -> MlflowTracker:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of what it is built on
-        client = _client(options)
+        from mlflow.entities import Param
+
+        # Jobs that start together would create one database, or one experiment, at the same time.
+        with locked(Path(options.folder).absolute() / "mlflow.db"):
+            client = _client(options)
+            experiment = _experiment(client, context.group)
         checkpoints = RunDir(context.run_dir) if options.artifacts else None
         if context.run_id:
             client.update_run(context.run_id, status="RUNNING")
             return MlflowTracker(client, context.run_id, checkpoints, context.logged)
         tags = {"job_type": context.job_type, "tags": ", ".join(context.tags), "directory": str(context.run_dir)}
-        run = client.create_run(_experiment(client, context.group), run_name=context.title, tags=tags)
-        for option, value in flatten(context.options).items():
-            client.log_param(run.info.run_id, option, value)
+        run = client.create_run(experiment, run_name=context.title, tags=tags)
+        params = [Param(option, str(value)) for option, value in flatten(context.options).items()]
+        for first in range(0, len(params), _MOST_PARAMS):
+            client.log_batch(run.info.run_id, params=params[first : first + _MOST_PARAMS])
     return MlflowTracker(client, run.info.run_id, checkpoints, {})
 
 
@@ -92,11 +104,16 @@ def _client(options: MlflowOptions) -> MlflowClient:
     except ImportError:
         raise ConfigError("tracker", "mlflow is not installed; pip install 'relgan[mlflow]'") from None
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    uri = options.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    uri = (
+        options.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(options.folder).absolute()}/mlflow.db"
+    )
     log.info("MLflow: %s", uri)
     return MlflowClient(uri)
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
+    """The identifier of the experiment of that name, old or new."""
     found = client.get_experiment_by_name(name)
     return client.create_experiment(name) if found is None else found.experiment_id

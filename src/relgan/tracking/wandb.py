@@ -81,11 +81,13 @@ class WandbTracker(Copy):
         self._run.log_artifact(artifact)
 
     def close(self, exit_code: int) -> None:
-        if self._checkpoints is not None and exit_code == 0:
-            kept = [path for path in (self._checkpoints.best, self._checkpoints.last) if path.exists()]
-            if kept:
-                self.send("model", kept[:1])
-        self._run.finish(exit_code=exit_code)
+        try:
+            if self._checkpoints is not None and exit_code == 0:
+                kept = [path for path in (self._checkpoints.best, self._checkpoints.last) if path.exists()]
+                if kept:
+                    self.send("model", kept[:1])
+        finally:
+            self._run.finish(exit_code=exit_code)
 
 
 def start(options: WandbOptions, context: Context) -> WandbTracker | None:
