@@ -114,7 +114,7 @@ def test_log_lines_are_shown_on_request_and_always_kept(
     assert not errors
     for name in ("silent", "shown"):
         kept = Path(name, "train.log").read_text()
-        assert re.search(rf"writing to {name}$", kept, re.MULTILINE)
+        assert re.search(rf"writing to {name};", kept, re.MULTILINE)
         assert re.search(r"finished after 4 updates, \d+ s$", kept, re.MULTILINE)
     relgan.train(tiny.ARGUMENTS, directory="silent again")
     assert capfd.readouterr() == ("", "")

@@ -70,7 +70,9 @@ def test_a_run_says_where_its_pictures_are_and_keeps_its_log(relgan: Relgan) -> 
     assert (result.code, result.err) == (0, "")
     (directory,) = runs()
     assert directory.parent == Path.cwd() / "outputs" / "digits-ragan"
-    assert str(directory / "samples") in result.out
+    assert f"writing to outputs/digits-ragan/{directory.name}; pictures are in samples/\n" in result.out
+    assert result.out.count(directory.name) == 1
+    assert str(Path.cwd()) not in result.out
     log = (directory / "train.log").read_text(encoding="utf-8").splitlines()
     assert [line.partition("] ")[2] for line in log] == result.out.splitlines()
     assert tiny.summary(directory)["command"] == [*tiny.ARGUMENTS, "train.log_every=2"]

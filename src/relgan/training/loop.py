@@ -105,7 +105,7 @@ class Loop:
 
     def run_until_done(self) -> Outcome:
         log.info("%s", self.run.describe())
-        log.info("writing to %s", near(self.run.dir.path))
+        log.info("writing to %s; pictures are in samples/", near(self.run.dir.path))
         show = self.show and is_main() and sys.stdout.isatty()
         with (
             contextlib.suppress(StopRequested),
