@@ -184,7 +184,7 @@ def test_networks_compared_on_the_same_latents_are_shown(tmp_path: Path) -> None
     (run / "against.json").write_text(json.dumps(compared))
     write_report([tmp_path / "s"], tmp_path)
     text = " ".join(re.sub("<[^>]*>", " ", page.read_text().partition("Compared on the same latents")[2]).split())
-    assert "sgan, seed 1 1,500 updates Fréchet distance (digits) -10 -12.5 to -7.5 better" in text
+    assert "sgan, seed 1 1,500 updates Fréchet distance (digits) −10 −12.5 to −7.5 better" in text
 
 
 def shown(sweep_dir: Path) -> int:

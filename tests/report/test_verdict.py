@@ -62,14 +62,14 @@ def test_a_winner_is_told_apart_from_every_other(tmp_path: Path) -> None:
     assert verdict.winner == "ralsgan"
     assert verdict.sentences == [
         "ralsgan has the lowest Fréchet distance (digits), 11.0 ± 1.0, told apart from every other variant by 3 seeds.",
-        "ralsgan is better than rahinge and sgan: than rahinge, the nearest of them, by 10.0 (7.1 to 12.9).",
+        "It is better than rahinge and sgan: by 10.0 (7.1 to 12.9) than rahinge, the nearest of them.",
     ]
 
 
 def test_more_is_better_where_it_is(tmp_path: Path) -> None:
     verdict = judged(tmp_path, {"sgan": [400, 401, 402], "ragan": [900, 901, 902]}, "eval/modes")
     assert verdict.winner == "ragan"
-    assert verdict.sentences[1] == "ragan is better than sgan by 500 (498 to 502)."
+    assert verdict.sentences[1] == "It is better than sgan by 500 (498 to 502)."
     assert "highest Modes" in verdict.sentences[0]
 
 
@@ -78,7 +78,7 @@ def test_what_seeds_do_not_tell_apart_has_no_winner(tmp_path: Path) -> None:
     assert verdict.winner is None
     assert verdict.sentences == [
         "ralsgan has the lowest mean Fréchet distance (digits), 12.0 ± 2.0.",
-        "ralsgan is better than sgan by 79.0 (73.5 to 84.5).",
+        "It is better than sgan by 79.0 (73.5 to 84.5).",
         "ralsgan and rahinge are not told apart by 3 seeds: the difference is 1.0 (−4.7 to 6.7).",
     ]
 

@@ -12,9 +12,9 @@ USAGE = """relgan-report RUNS [RUNS …] [out=report.html]
 relgan-report wandb ENTITY/PROJECT
 
 RUNS is a sweep, a run directory, or any folder that contains run directories; several are compared. The page is one
-self-contained file; its numbers are written beside it, to a .csv of the same name. `wandb` builds the dashboard of a
-Weights & Biases project: scores by loss and dataset, curves, samples (needs: pip install 'relgan[dashboard]', and
-wandb login).
+self-contained file; its numbers are written beside it, to a .csv of the same name. What relgan-eval RUN against=RUN
+wrote into a run's directory (out=RUN/NAME.json) is on the page, too. `wandb` builds the dashboard of a Weights & Biases
+project: scores by loss and dataset, curves, samples (needs: pip install 'relgan[dashboard]', and wandb login).
 """
 
 

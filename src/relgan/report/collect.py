@@ -105,6 +105,7 @@ class RunRecord:
         """Comparisons with other runs whose JSON lies in this run's directory."""
         return [each for path in sorted(self.path.glob("*.json")) for each in _read_paired(path)]
 
+    @cached_property
     def samples(self) -> dict[int, Path]:
         """Grids of the fixed noise by step."""
         found = {}

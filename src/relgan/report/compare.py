@@ -10,6 +10,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,11 @@ class Cell:
     def values(self) -> list[float]:
         return list(self.finals.values())
 
-    @property
+    @cached_property
     def mean(self) -> float | None:
         return statistics.fmean(self.values) if self.finals else None
 
-    @property
+    @cached_property
     def sd(self) -> float | None:
         return statistics.stdev(self.values) if len(self.finals) > 1 else None
 

@@ -97,8 +97,9 @@ class Page:
     def ended(self, variant: str, dataset: str | None = None) -> list[tuple[str, int]]:
         return count_statuses(self.comparison.of(variant, dataset))
 
-    def verdict(self, board: Board, column: Column) -> Verdict:
-        return judge(board, column)
+    @cached_property
+    def verdicts(self) -> dict[Column, Verdict]:
+        return {column: judge(board, column) for board in self.boards for column in board.columns}
 
     def endings(self, column: Column) -> list[str]:
         """Of each variant with runs that do not count: how many, and why."""
@@ -144,7 +145,7 @@ class Page:
 
     def dot_plot(self, board: Board, column: Column) -> Any:
         """Every seed's final score, the best variant first."""
-        verdict = judge(board, column)
+        verdict = self.verdicts[column]
         rows = [
             Dots(
                 f"★ {variant}" if variant == verdict.winner else variant,
@@ -217,10 +218,10 @@ class Page:
 
     def cards(self, dataset: str) -> list[Card]:
         """Real images, and each variant's by seed."""
-        runs = [run for run in self.comparison.of(dataset=dataset) if run.samples()]
+        runs = [run for run in self.comparison.of(dataset=dataset) if run.samples]
         if not runs:
             return []
-        end = max(max(run.samples()) for run in runs)
+        end = max(max(run.samples) for run in runs)
         real = RunDir(runs[0].path).samples / "real.png"
         everywhere = tuple(range(len(STAGES)))
         cards = [Card("real images", None, {None: [Picture(0, real, everywhere)]})] if real.exists() else []
@@ -231,18 +232,19 @@ class Page:
                 cards.append(Card(variant, self.style(variant), by_seed))
         return cards
 
+    @cached_property
     def seeds(self) -> list[int]:
         """Of the runs with pictures; the one that most of them share is first."""
-        counts = Counter(run.seed for run in self.comparison.runs if run.samples())
+        counts = Counter(run.seed for run in self.comparison.runs if run.samples)
         return sorted(counts, key=lambda seed: (-counts[seed], seed))
 
     @cached_property
     def _stages_of_other_seeds(self) -> bool:
-        return len(STAGES) * sum(bool(run.samples()) for run in self.comparison.runs) <= MANY_PICTURES
+        return len(STAGES) * sum(bool(run.samples) for run in self.comparison.runs) <= MANY_PICTURES
 
     def _stages(self, run: RunRecord, end: int) -> Iterator[Picture]:
-        samples = run.samples()
-        if run.seed != self.seeds()[0] and not self._stages_of_other_seeds:
+        samples = run.samples
+        if run.seed != self.seeds[0] and not self._stages_of_other_seeds:
             samples = {max(samples): samples[max(samples)]}
         nearest: dict[int, list[int]] = {}
         for stage in range(len(STAGES)):
@@ -274,6 +276,7 @@ def render(comparison: Comparison, title: str, file: Path) -> str:
         "duration": duration,
         "command": command,
         "counted": counted,
+        "signed": signed,
         "score_title": catalogue.title,
     }
     page = Page(comparison, title, file)
@@ -303,6 +306,11 @@ def counted(number: int, noun: str) -> str:
 def fixed(value: Any, decimals: int) -> str:
     """A number with thousands separators; a dash where there is none."""
     return f"{value:,.{decimals}f}" if isinstance(value, int | float) else "–"
+
+
+def signed(value: float) -> str:
+    """A difference, with a minus sign rather than a hyphen."""
+    return f"{value:+,.4g}".replace("-", "−")
 
 
 def duration(seconds: Any) -> str:

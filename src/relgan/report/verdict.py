@@ -146,10 +146,10 @@ def _sentences(words: _Words, verdict: Verdict) -> Iterator[str]:
     if beaten:
         nearest, interval = next(iter(beaten.items()))
         if len(beaten) == 1:
-            yield f"{best} is better than {nearest} by {words.range(interval)}."
+            yield f"It is better than {nearest} by {words.range(interval)}."
         else:
             by = words.range(interval)
-            yield f"{best} is better than {_listed(list(beaten))}: than {nearest}, the nearest of them, by {by}."
+            yield f"It is better than {_listed(list(beaten))}: by {by} than {nearest}, the nearest of them."
     if tied:
         group = [best, *tied]
         difference = behind[tied[0]]
