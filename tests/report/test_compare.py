@@ -66,13 +66,28 @@ def test_budgets_can_be_compared(tmp_path: Path) -> None:
 def test_options_are_compared_within_one_data_set(tmp_path: Path) -> None:
     for seed in (1, 2):
         make_run(tmp_path / f"d{seed}", dataset="digits", seed=seed, dataset__num_images=None, model__width=16)
-        make_run(tmp_path / f"s{seed}", dataset="stacked_digits", seed=seed, dataset__num_images=30000)
+        make_run(tmp_path / f"s{seed}", dataset="stacked_digits", seed=seed, dataset__num_images=30000, model__width=8)
     for size in (64, 128):
         make_run(tmp_path / f"c{size}", dataset="celeba", dataset__image_size=size, dataset__min_images=1000)
     comparison = compare(tmp_path)
     assert comparison.datasets == ["celeba · image_size=64", "celeba · image_size=128", "digits", "stacked_digits"]
     assert comparison.variants == ["ragan"]
     assert comparison.differing == []
+
+
+def test_one_score_of_several_extractors_is_one_board_of_separate_columns(tmp_path: Path) -> None:
+    for dataset, extractor in (("celeba", "efficientnet_lite0"), ("stacked_digits", "digits")):
+        for loss in ("ragan", "sgan"):
+            path = make_run(tmp_path / f"{dataset}{loss}", loss, dataset, protocol={**PROTOCOL, "extractor": extractor})
+            metrics = (path / "metrics.jsonl").read_text()
+            (path / "metrics.jsonl").write_text(metrics.replace("fd_digits", f"fd_{extractor}"))
+    board, *others = compare(tmp_path).boards()
+    assert board.title == "Fréchet distance"
+    assert [(column.dataset, column.key) for column in board.columns] == [
+        ("celeba", "eval/fd_efficientnet_lite0"),
+        ("stacked_digits", "eval/fd_digits"),
+    ]
+    assert [each.title for each in others] == ["Modes", "Mode KL"]
 
 
 def test_a_folder_goes_by_its_own_name(tmp_path: Path) -> None:

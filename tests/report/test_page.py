@@ -228,8 +228,10 @@ def test_a_chart_is_saved_as_svg_with_colours_and_names(visit: Visit) -> None:
     names = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
     shown = page.locator(".legend button").all_inner_texts()[1:]
     assert names[-len(shown) :] == shown
-    assert "rgb(0, 135, 95)" in text
-    assert "var(" not in text
+    lines = [each for each in root.iter("{http://www.w3.org/2000/svg}path") if "line" in each.get("class", "").split()]
+    assert len(lines) == len(LOSSES)
+    assert all("stroke: rgb(" in line.get("style") and "fill: none" in line.get("style") for line in lines)
+    assert "display: none" in lines[0].get("style")
     page.locator(".legend button").first.press("Space")
 
 
