@@ -11,12 +11,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+import tiny
 from relgan import progress
+from relgan.metrics.extractors import digits
+from relgan.metrics.extractors.digits import DigitNet
 from relgan.progress import Bar, Clock, Sweep, in_sweep, progress_bar, streams_untouched
 from relgan.tracking.console import ConsoleHandler, ending_line, lasting
+from relgan.training.run import Run
 
 
 @pytest.fixture
@@ -82,7 +89,7 @@ def test_a_terminal_shows_rows_numbers_and_lines_above(
         bar.advance()
         now(30.5)
         bar.advance(599)
-        bar.show("D 0.081  G 3.077", "at 1,200: fd_digits 34.1")
+        bar.show("D 0.081  G 3.077", "at 1,200: fd_digits 34.1", 300 * "-")
         with progress_bar(2000, "scoring") as scoring:
             scoring.advance(500)
             # What W&B does, to record what is printed.
@@ -102,9 +109,46 @@ def test_a_terminal_shows_rows_numbers_and_lines_above(
     ):
         assert any(re.fullmatch(row, line) for line in lines), (row, lines)
     assert {"loss=ragan seed=3", "D 0.081  G 3.077", "at 1,200: fd_digits 34.1"} <= set(lines)
-    assert max(map(len, lines)) <= columns
+    # Room for the ^C that a terminal shows.
+    assert max(map(len, lines)) <= columns - 4
     assert bar.live
     assert progress._display is None
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
+    """Every bar that is opened."""
+    opened: list[Bar] = []
+
+    class Kept(Bar):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            opened.append(self)
+
+    monkeypatch.setattr(progress, "Bar", Kept)
+    return opened
+
+
+def test_every_long_part_of_a_run_has_a_bar_that_fills(tmp_path: Path, cache: Path, bars: list[Bar]) -> None:
+    classifier = cache / "extractors" / f"digits-v{digits.VERSION}.pt"
+    classifier.parent.mkdir(parents=True)
+    digits._save(classifier, DigitNet())
+    scored = ("metrics.scores=[fid]", "metrics.num_images=16", "metrics.reference_images=32")
+    tiny.run(tmp_path / "run", *scored, "metrics.batch_size=8")
+    assert [(bar.title, bar.counted) for bar in bars] == [
+        ("preparing digits", "64/64"),
+        ("training", "4/4"),
+        ("computing scores", "16/16"),  # "scoring" until all images are seen
+        ("real images", "32/32"),
+        *[("computing scores", "16/16")] * 4,
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_the_digit_classifier_has_a_bar(monkeypatch: pytest.MonkeyPatch, bars: list[Bar]) -> None:
+    monkeypatch.setattr(digits, "_epoch", lambda *_: None)
+    digits.train(np.zeros((10, 32, 32), np.uint8), np.zeros(10, np.int64))
+    assert [(bar.title, bar.counted) for bar in bars] == [("digit classifier", "24/24")]
 
 
 def test_what_is_not_shown_is_counted_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +205,11 @@ def test_a_sweep_goes_by_the_jobs_that_worked(now: Callable[[float], None]) -> N
 )
 def test_counts(total: int | None, unit: str, counted: str) -> None:
     assert Bar("work", total, 1000, unit).counted == counted  # type: ignore[arg-type]
+
+
+def test_a_spread_stands_beside_its_score() -> None:
+    scores = {"eval/is": 8.0444, "eval/is_std": 0.123, "eval/fid": 12.345, "eval/lone_std": 1.0}
+    assert Run.score_line(scores) == "is 8.044 ± 0.12  fid 12.35  lone_std 1"
 
 
 def test_times_as_one_says_them() -> None:

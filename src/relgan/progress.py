@@ -255,6 +255,7 @@ class _Display:
 
     def _picture(self) -> RenderableType:
         from rich.console import Group
+        from rich.constrain import Constrain
         from rich.progress_bar import ProgressBar
         from rich.table import Column, Table
         from rich.text import Text
@@ -270,7 +271,9 @@ class _Display:
         for row in rows:
             table.add_row(row.title, ProgressBar(row.total, row.done), row.counted, _times(row))
         lines = [line for row in rows for line in row.lines]
-        return Group(table, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in lines))
+        shown = Group(table, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in lines))
+        # Not to the edge, where the ^C that a terminal shows would begin another line.
+        return Constrain(shown, self._console.width - len("^C^C"))
 
 
 def _times(row: Sweep | Bar) -> str:

@@ -162,6 +162,8 @@ def test_the_table_tells_every_job_whole(
     assert max(map(len, shown.splitlines())) <= columns
     for word in ("interrupted", "120000", "fd_efficientnet_lite0 1235", "2 h 5 min", "*22345678"):
         assert word in shown
+    _print_table(runs[1:], None)
+    assert "name=t" not in capsys.readouterr().out  # of the only one, too, no more than what tells it from others
     # The first column is as wide as the rest leaves it, and holds everything in several lines.
     width = shown.splitlines()[0].index("status")
     column = "".join(line[:width].strip() for line in shown.splitlines())

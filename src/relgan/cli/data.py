@@ -11,6 +11,7 @@ from relgan.cli.command import CommandOptions, Line, command
 from relgan.config import Config, option_names
 from relgan.files import atomic_write, writing_to
 from relgan.options import ConfigError, RelganError, option, user_path
+from relgan.progress import progress_bar
 from relgan.registry import DATASETS, DatasetOptions
 from relgan.tracking.console import ConsoleHandler, console
 
@@ -122,16 +123,18 @@ def _verify(line: Line) -> None:
     chosen = set(option_names(line.words)) - {"plugins"}
     paths = [store_path(_config(line).dataset)] if chosen else prepared()
     damaged = 0
-    for path in paths:
-        if not path.exists():
-            raise RelganError(f"{path.name} is not prepared: relgan-data prepare {shlex.join(line.words)}")
-        try:
-            store = PackedStore.open(path)
-            store.verify()
-            print(f"{path}: {len(store):,} images, unchanged")
-        except RelganError as error:
-            damaged += 1
-            print(error)
+    with progress_bar(len(paths), "verifying") as bar:
+        for path in paths:
+            if not path.exists():
+                raise RelganError(f"{path.name} is not prepared: relgan-data prepare {shlex.join(line.words)}")
+            try:
+                store = PackedStore.open(path)
+                store.verify()
+                print(f"{path}: {len(store):,} images, unchanged")
+            except RelganError as error:
+                damaged += 1
+                print(error)
+            bar.advance()
     if damaged:
         raise RelganError(f"{damaged} of {len(paths)} prepared data sets are damaged")
 

@@ -88,10 +88,11 @@ def evaluate(options: EvalOptions, line: Line) -> None:
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError("out", f"{out.parent} is not a directory")
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler("stderr")])
-    if options.against is not None:
-        result = _compare_runs(options, line)
-    else:
-        result = _score_run(options, line) if options.run else _score_pictures(options, line)
+    with progress_bar(0, "evaluation"):
+        if options.against is not None:
+            result = _compare_runs(options, line)
+        else:
+            result = _score_run(options, line) if options.run else _score_pictures(options, line)
     _print_table(result)
     if out is not None:
         with writing_to(out, "out"):

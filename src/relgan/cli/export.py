@@ -15,6 +15,7 @@ from relgan.cli.command import CommandOptions, Line, command
 from relgan.environment import installed
 from relgan.files import atomic_write, writing_to
 from relgan.options import ConfigError, RelganError, first_line, option, user_path
+from relgan.progress import progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -183,11 +184,12 @@ def export(options: ExportOptions, line: Line) -> None:
     """Write the file that the options ask for, and say where and how exact it is."""
     kind = _check(options)
 
-    from relgan.generator import load
+    with progress_bar(0, "exporting"):
+        from relgan.generator import load
 
-    trained = load(options.run, checkpoint=options.checkpoint, weights=options.weights)
-    with writing_to(options.path, "out"):
-        difference = write(trained, options.path, kind)
+        trained = load(options.run, checkpoint=options.checkpoint, weights=options.weights)
+        with writing_to(options.path, "out"):
+            difference = write(trained, options.path, kind)
     print(f"{options.path}: largest difference from the network's own images {difference:.1g}")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from relgan.cli.command import CommandOptions, Line, command
 from relgan.files import writing_to
 from relgan.options import ConfigError, RelganError, first_line, option, user_path
+from relgan.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,10 +70,11 @@ def main() -> None:
 def sample(options: SampleOptions, line: Line) -> None:
     """Write what the options ask for, and say where."""
     _check(options)
-    if options.timelapse:
-        _timelapse(options)
-    else:
-        _draw(options)
+    with progress_bar(0, "sampling"):
+        if options.timelapse:
+            _timelapse(options)
+        else:
+            _draw(options)
     print(options.path)
 
 
@@ -151,8 +153,11 @@ def _picture(options: SampleOptions, trained: TrainedGenerator, labels: list[int
 
 def _batches(options: SampleOptions, trained: TrainedGenerator, labels: list[int]) -> Iterator[Tensor]:
     """Images of one class after another, or of random ones."""
-    for label in labels or (None,):
-        yield from trained.batches(options.count, options.seed, label, truncation=options.truncation)
+    with progress_bar(options.count * max(1, len(labels)), "images") as bar:
+        for label in labels or (None,):
+            for batch in trained.batches(options.count, options.seed, label, truncation=options.truncation):
+                yield batch
+                bar.advance(len(batch))
 
 
 def _interpolate(options: SampleOptions, trained: TrainedGenerator, labels: list[int], steps: int) -> None:

@@ -228,12 +228,12 @@ class SweepCallback(Callback):
         """Show how every job ended, and write the comparison page; returns the jobs."""
         SweepCallback.running = None
         in_sweep(None)
-        os.environ.pop(SWEEP, None)
         sweep_dir = Path(self.config.hydra.sweep.dir)
         runs = _jobs(sweep_dir)
         if runs:
             _print_table(runs, self.config.metrics.objective)
             _write_report(sweep_dir, self.config)
+        os.environ.pop(SWEEP, None)
         return runs
 
 
@@ -286,10 +286,10 @@ def _print_table(runs: Sequence[RunDir], objective: str | None) -> None:
     columns = [Column(title, no_wrap=True) for title in ("status", "updates", "score", "time", "directory")]
     table = Table(Column("job", overflow="fold"), *columns, box=None)
     commands = [[str(word) for word in summary.get("command") or ()] for summary in summaries]
-    shared = set.intersection(*map(set, commands)) if len(runs) > 1 else set()
+    shared = set.intersection(*map(set, commands))
     for run, summary, command in zip(runs, summaries, commands, strict=True):
         table.add_row(
-            " ".join(word for word in command if word not in shared),
+            " ".join(word for word in command if word not in shared) or told_by(command),
             str(summary.get("status", "unknown")),
             str(summary.get("step", "")),
             _score(summary, objective),

@@ -235,7 +235,7 @@ def full_key(name: str, extractor: str) -> str:
     Args:
         name: of a :class:`Key`, or its spread.
     """
-    stem, spread = _split(name)
+    stem, spread = split_spread(name)
     for score, key in _declared():
         if key.name == stem:
             if extractor == card_of(score).unnamed:
@@ -267,7 +267,7 @@ def _find(key: str) -> _Found | None:
     for score, each in _declared():
         if each.name == name:
             return _Found(score, each, each.title, each.better)
-    stem, spread = _split(name)
+    stem, spread = split_spread(name)
     if spread:
         found = _find(stem)
         return found and replace(found, title=f"{found.title}, {_SPREADS[spread]}", better=None)
@@ -284,7 +284,7 @@ def _declared() -> Iterator[tuple[str, Key]]:
     return ((score, key) for score in SCORES.names() for key in card_of(score).keys)
 
 
-def _split(name: str) -> tuple[str, str]:
+def split_spread(name: str) -> tuple[str, str]:
     """A name and the suffix that makes it another number's spread; empty where it is none."""
     suffix = next((suffix for suffix in _SPREADS if name.endswith(suffix)), "")
     return name.removesuffix(suffix), suffix

@@ -19,6 +19,7 @@ from relgan.data.store import PackedStore
 from relgan.distributed import is_main, world_size
 from relgan.environment import git_commit, hardware, peak_memory_bytes, peak_reserved_bytes, versions
 from relgan.images import class_rows, grid, save_png, to_uint8
+from relgan.metrics.catalogue import split_spread
 from relgan.networks.sampling import sample_images, sample_rows
 from relgan.registry import DATASETS
 from relgan.rundir import RunDir
@@ -222,4 +223,11 @@ class Run:
     @staticmethod
     def score_line(scores: Mapping[str, float]) -> str:
         """The scores as one line for the console, without their common prefix."""
-        return "  ".join(f"{key.removeprefix('eval/')} {value:.4g}" for key, value in scores.items())
+        texts: dict[str, str] = {}
+        for key, value in scores.items():
+            name, spread = split_spread(key)
+            if spread and name in texts:
+                texts[name] += f" ± {value:.2g}"
+            else:
+                texts[key] = f"{value:.4g}"
+        return "  ".join(f"{key.removeprefix('eval/')} {text}" for key, text in texts.items())
