@@ -82,6 +82,7 @@ def test_a_dot_plot_has_every_seed_and_the_mean_of_several() -> None:
     assert two - one == pytest.approx(three - two, abs=0.2)
     (mean,) = re.findall(r'class="mean s0" d="M([\d.]+)', text)
     assert float(mean) == pytest.approx((one + two) / 2, abs=0.2)
+    assert f">{'a' * 47}…<" in dot_plot([Dots("a" * 49, "", 0, {1: 1.0, 2: 2.0})], title="", x="")
     assert "<script>" not in text
 
 

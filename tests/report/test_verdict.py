@@ -90,6 +90,10 @@ def test_what_seeds_do_not_tell_apart_has_no_winner(tmp_path: Path) -> None:
         ({"ragan": [10, 11], "sgan": [90]}, "One seed cannot tell a difference from chance: sgan has only one."),
         ({"ragan": [9, 9], "sgan": [8, 8]}, "sgan and ragan have the same score in every seed"),
         ({"ragan": [9, 10], "sgan": [8, 9]}, "Two seeds say little of their spread"),
+        (
+            {"ragan": [9, 10, 11], "sgan": [8, 9, 10], "hinge": [8, 9, 12]},
+            "3 seeds do not tell it from hinge and ragan.",
+        ),
         ({"ragan": [9, 10]}, "ragan ends with Fréchet distance (digits) 9.50 ± 0.71 (2 seeds)."),
         ({"ragan": [math.nan]}, "No run has finished with Fréchet distance (digits) yet."),
     ],

@@ -152,9 +152,11 @@ def _sentences(words: _Words, verdict: Verdict) -> Iterator[str]:
             yield f"It is better than {_listed(list(beaten))}: by {by} than {nearest}, the nearest of them."
     if tied:
         group = [best, *tied]
-        difference = behind[tied[0]]
-        by = f": the difference is {words.range(difference)}" if difference and len(tied) == 1 else ""
-        yield f"{_listed(group)} are not told apart by {words.seeds(group)}{by}."
+        if len(tied) == 1 and (difference := behind[tied[0]]):
+            by = words.range(difference)
+            yield f"{_listed(group)} are not told apart by {words.seeds(group)}: the difference is {by}."
+        else:
+            yield f"{words.seeds(group)} do not tell it from {_listed(tied)}."
         if any(len(words.cells[variant].finals) == 2 for variant in group):
             yield "Two seeds say little of their spread, so only a very large difference counts: run more."
     if unknown:
