@@ -85,6 +85,12 @@ class Cluster:
         until(lambda: not _runs(process), f"the end of {name}")
         (self.place / f"{name}.pid").unlink(missing_ok=True)
 
+    def cancel_all(self) -> None:
+        """Cancel every job and wait for their ends."""
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self.call("scancel", "--me")
+            until(lambda: not self.call("squeue", "-h"), "an empty queue")
+
     def restart_controller(self) -> None:
         """Kill slurmctld, as a machine that fails does, and start it again."""
         self.stop("slurmctld", signal.SIGKILL)
@@ -125,6 +131,8 @@ def cluster(place: Path) -> Iterator[Cluster]:
         with contextlib.ExitStack() as daemons:
             for name in ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd"):
                 daemons.callback(running.stop, name)
+            # Jobs of a test that failed would outlive the daemons.
+            daemons.callback(running.cancel_all)
 
 
 def _answers(running: Cluster, *command: str) -> bool:
