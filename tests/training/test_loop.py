@@ -71,6 +71,7 @@ def test_the_run_directory_is_the_contract(tmp_path: Path) -> None:
     files = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
     assert files == {
         ".lock",
+        ".logged.json",
         "config.yaml",
         "metrics.jsonl",
         "summary.json",
