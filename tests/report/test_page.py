@@ -320,6 +320,7 @@ def test_print_shows_what_clicks_would(browser: Any, report: Path) -> None:
     visit.page.close()
 
 
+@pytest.mark.slow
 def test_a_hundred_runs(browser: Any, tmp_path: Path) -> None:
     losses = [*LOSSES, "rhinge", "rahinge", "rlsgan", "wgan"]
     make_sweep(tmp_path / "sweep", losses, ["stacked_digits", "cifar10"], 5, log_every=5)

@@ -79,6 +79,7 @@ def test_mlflow_has_every_step_once_also_of_a_run_that_goes_on(tmp_path: Path) -
     assert [file.path for file in client.list_artifacts(run.info.run_id, "model")] == ["model/last.pt"]
 
 
+@pytest.mark.slow
 def test_several_at_once_each_go_on_with_their_own_run(tmp_path: Path) -> None:
     for package in ("tensorboard", "mlflow"):
         pytest.importorskip(package)
