@@ -79,6 +79,7 @@ def play(*cells: tuple[str, str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_every_block_of_the_document_runs_as_it_stands() -> None:
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert {kind for kind, _ in blocks} == {"python", "bash"}
