@@ -78,6 +78,10 @@ class RunDir:
             with contextlib.suppress(OSError):
                 path.unlink()
 
+    def best_or_last(self) -> list[Path]:
+        """The one checkpoint to hand on: best.pt, else last.pt; none where neither is there."""
+        return [path for path in (self.best, self.last) if path.exists()][:1]
+
     def set_best_aside(self) -> None:
         """Give the best checkpoints names that nothing writes to or deletes."""
         for path in self.checkpoints.glob("best*.pt"):

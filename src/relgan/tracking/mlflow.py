@@ -65,8 +65,7 @@ class MlflowTracker(Copy):
         status = "KILLED" if exit_code > _INTERRUPTED else "FAILED" if exit_code else "FINISHED"
         try:
             if self._checkpoints is not None and exit_code == 0:
-                kept = [path for path in (self._checkpoints.best, self._checkpoints.last) if path.exists()]
-                self.send("model", kept[:1])
+                self.send("model", self._checkpoints.best_or_last())
         finally:
             self._client.set_terminated(self.run_id, status)
 

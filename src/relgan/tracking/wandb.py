@@ -82,10 +82,8 @@ class WandbTracker(Copy):
 
     def close(self, exit_code: int) -> None:
         try:
-            if self._checkpoints is not None and exit_code == 0:
-                kept = [path for path in (self._checkpoints.best, self._checkpoints.last) if path.exists()]
-                if kept:
-                    self.send("model", kept[:1])
+            if self._checkpoints is not None and exit_code == 0 and (kept := self._checkpoints.best_or_last()):
+                self.send("model", kept)
         finally:
             self._run.finish(exit_code=exit_code)
 
