@@ -84,6 +84,12 @@ def statuses(name: str = "t") -> dict[int, str]:
     return {seed: tiny.summary(path)["status"] for seed, path in sorted(jobs(name).items())}
 
 
+def threads(name: str) -> set[int]:
+    """Of the jobs that finished."""
+    summaries = [tiny.summary(path) for path in jobs(name).values()]
+    return {summary["hardware"]["threads"] for summary in summaries if summary["status"] == "finished"}
+
+
 def test_a_job_is_named_after_its_own_options_in_any_order() -> None:
     name = job_name(["seed=1", "loss=ragan", "train.iterations=5"])
     assert name == job_name(["train.iterations=5", "loss=ragan", "seed=1"])
@@ -132,15 +138,16 @@ def test_a_failing_job_stops_no_other_and_the_same_line_again_skips_what_is_fini
 
 
 def test_the_page_grows_while_a_sweep_runs(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, seen = Update.update_generator, list[bool]()
+    original, seen, page = Update.update_generator, list[bool](), Path("multirun/t/report.html")
 
     def watching(self: Update, *arguments: Any) -> Any:
-        seen.append(Path("multirun/t/report.html").exists())
+        seen.append(page.exists() and ", 1 to come." in page.read_text())
         return original(self, *arguments)
 
     monkeypatch.setattr(Update, "update_generator", watching)
     assert sweep("seed=1,2", "train.iterations=1").code == 0
     assert seen == [False, True]
+    assert "to come" not in page.read_text()
     assert len(Path("multirun/t/report.csv").read_text().splitlines()) == 1 + 2
 
 
@@ -330,7 +337,9 @@ def test_a_sweep_of_four_is_four_wandb_runs_even_when_one_raises(
 
 
 def in_subprocess(*arguments: str, **variables: str) -> Result:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **variables}
+    """Without a number of threads: the launchers see to it."""
+    environment = {**os.environ, "COLUMNS": "80", **variables}
+    environment.pop("OMP_NUM_THREADS", None)
     command = [*COMMAND, "-m", *tiny.ARGUMENTS, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
     return Result(done.returncode, done.stdout, done.stderr)
@@ -346,6 +355,7 @@ def test_joblib_runs_jobs_side_by_side_each_worker_with_a_gpu_of_its_own() -> No
     for seed in (-1, 1, 2, 3):
         assert f" seed={seed} " in result.out
     assert "comparison page: multirun/j/report.html" in result.out
+    assert max(threads("j")) <= max(1, (os.cpu_count() or 1) // 2)
     logs = "".join(path.read_text() for path in Path("multirun/j").glob("*/train.log"))
     assert "worker 0 of the sweep has GPU 5" in logs
     # A second worker may come too late to get a job.
@@ -358,6 +368,7 @@ def test_submitit_runs_each_job_in_a_process_of_its_own() -> None:
     result = in_subprocess("name=s", "hydra/launcher=processes", "seed=-1,1,2")
     assert result.code == 1, result.err
     assert statuses("s") == {-1: "failed", 1: "finished", 2: "finished"}
+    assert max(threads("s")) <= max(1, (os.cpu_count() or 1) // 3)
     for seed in (-1, 1, 2):
         assert f" seed={seed} " in result.out
 

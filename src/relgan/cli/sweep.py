@@ -114,6 +114,16 @@ def _sweep_of_this_process() -> dict[str, Any]:
     return found
 
 
+def share_cores(jobs: int | None) -> None:
+    """Give each of ``jobs`` that run at once its share of this machine's cores, unless the user has said otherwise.
+
+    Multi-threaded processes on the same cores wait for each other. joblib's workers share by themselves.
+    """
+    import torch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // (jobs or 1))))
+
+
 class SweepCallback(Callback):
     """Keeps a sweep going after a failed job, and reports on all of them at its end.
 
@@ -138,9 +148,12 @@ class SweepCallback(Callback):
                 fail(f"hydra.sweeper.direction: {wanted} it, or choose another metrics.objective")
         self.config = config
         SweepCallback.running = self
-        self._announce(*swept(config))
+        jobs, over = swept(config)
+        self._announce(jobs, over)
         if "n_jobs" in config.hydra.launcher:
             workers.lead()
+        if str(config.hydra.launcher._target_).endswith(".LocalLauncher"):
+            share_cores(jobs)
 
     def _announce(self, jobs: int | None, over: list[str]) -> None:
         os.environ[SWEEP] = json.dumps({"jobs": jobs, "over": over})
@@ -317,7 +330,7 @@ def grow_page(sweep_dir: Path) -> None:
         FileLock(page.with_name(f".{page.name}.lock"), timeout=0),
     ):
         if not page.exists() or time.time() - page.stat().st_mtime > PAGE_EVERY_S:
-            write_report([sweep_dir], sweep_dir, PAGE)
+            write_report([sweep_dir], sweep_dir, PAGE, _sweep_of_this_process().get("jobs") or 0)
 
 
 def _write_report(sweep_dir: Path, config: DictConfig) -> None:

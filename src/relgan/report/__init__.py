@@ -14,8 +14,11 @@ from relgan.report.tables import as_csv, csv_of
 __all__ = ["csv_of", "write_report"]
 
 
-def write_report(paths: Sequence[Path], out_dir: Path, name: str = "report.html") -> Path:
+def write_report(paths: Sequence[Path], out_dir: Path, name: str = "report.html", jobs: int = 0) -> Path:
     """Compare every run at or below ``paths``; writes the page and, beside it, its numbers.
+
+    Args:
+        jobs: how many a sweep that goes on will have; the page says how many are to come.
 
     Returns:
         the page.
@@ -28,7 +31,7 @@ def write_report(paths: Sequence[Path], out_dir: Path, name: str = "report.html"
     title = " · ".join(dict.fromkeys(path.resolve().name for path in paths))
     page = out_dir / name
     out_dir.mkdir(parents=True, exist_ok=True)
-    for file, content in ((page, render(comparison, title, page)), (csv_of(page), as_csv(comparison))):
+    for file, content in ((page, render(comparison, title, page, jobs)), (csv_of(page), as_csv(comparison))):
         with atomic_write(file) as opened:
             opened.write(content.encode())
     return page

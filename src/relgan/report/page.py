@@ -264,7 +264,7 @@ class Page:
         return list(_warnings(self.comparison, self.boards))
 
 
-def render(comparison: Comparison, title: str, file: Path) -> str:
+def render(comparison: Comparison, title: str, file: Path, jobs: int = 0) -> str:
     """The whole page, for ``file``. Whatever comes from a run directory is escaped by the template."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -285,6 +285,7 @@ def render(comparison: Comparison, title: str, file: Path) -> str:
     return template.render(
         page=page,
         runs=comparison.every,
+        to_come=max(jobs - len(comparison.every), 0),
         stages=STAGES,
         colours=COLOURS,
         as_markdown=as_markdown,
