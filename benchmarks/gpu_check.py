@@ -134,7 +134,8 @@ def in_process(step: str, setting: Setting, seconds: float) -> dict[str, Any]:
         else:
             ending = f"took longer than {seconds:.0f} s" if late else f"ended with status {process.returncode}"
             entry["failures"].append(f"the step {ending}; see {file.with_suffix('.log').name}")
-    status = "failed" if entry["failures"] else "skipped" if entry["skipped"] else "passed"
+    otherwise = "not run" if late else "skipped" if entry["skipped"] else "passed"
+    status = "failed" if entry["failures"] else otherwise
     return {"status": status, "seconds": round(time.perf_counter() - started, 1), **entry}
 
 
@@ -197,7 +198,7 @@ def main() -> None:
         return
     record = check(setting, {name: STEPS[name] for name in given.only}, seconds=60 * given.minutes)
     print(table(record))
-    sys.exit(any(entry["failures"] for entry in record.values()))
+    sys.exit(any(entry["status"] in ("failed", "not run") for entry in record.values()))
 
 
 if __name__ == "__main__":

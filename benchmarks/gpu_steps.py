@@ -49,7 +49,7 @@ RUNS = {
     "wgan, RMSprop": ("loss=wgan", "optimizer=rmsprop", "model.spectral_norm=false"),
     "cnn32": ("loss=rasgan", "model=cnn32"),
     "r3gan": ("loss=rpgan_r1r2", "model=r3gan", "model.width=64"),
-    "pack 2": ("loss=sgan", "model.pack=2"),
+    "pack 2, images in host memory": ("loss=sgan", "model.pack=2", "dataset.residence=host", "dataset.hflip=true"),
     "ada": ("loss=rasgan", "augment=ada"),
     "lazy r1, accumulate 2, labels": (
         *("loss=sgan", "penalty=r1", "penalty.interval=4", "train.accumulate=2", "dataset.labels=true"),
@@ -273,20 +273,23 @@ def memory(here: Setting, found: Found) -> None:
         if here.small
         else ("dataset.image_size=256", "dataset.num_images=256", "train.batch_size=32")
     )
+    best, lazy = _best_engine(here), ("penalty=r1", "penalty.interval=4")
+    kinds = {"eager": (), best: (), "eager, lazy penalty": lazy, f"{best}, lazy penalty": lazy}
     held: dict[str, float] = {}
-    for engine in dict.fromkeys(("eager", _best_engine(here))):
-        with found.part(engine):
-            words = _words(here, 12, "loss=ragan", "model.spectral_norm=false", *size, f"engine={engine}")
-            trained = _train(here, f"memory_{engine}", words)
-            found.figure(f"{engine}: most allocated, GB", (peak_memory_bytes(trained.run.device) or 0) / 1e9)
+    for name, penalty in kinds.items():
+        with found.part(name):
+            words = ("loss=ragan", "model.spectral_norm=false", *penalty, *size, f"engine={name.partition(',')[0]}")
+            trained = _train(here, f"memory_{name}", _words(here, 12, *words))
+            found.figure(f"{name}: most allocated, GB", (peak_memory_bytes(trained.run.device) or 0) / 1e9)
             if here.device == "cuda":
-                held[engine] = torch.cuda.memory_reserved() / 1e9
-                found.figure(f"{engine}: reserved at the end, GB", held[engine])
-                found.figure(f"{engine}: most reserved, GB", torch.cuda.max_memory_reserved() / 1e9)
+                held[name] = torch.cuda.memory_reserved() / 1e9
+                found.figure(f"{name}: reserved at the end, GB", held[name])
+                found.figure(f"{name}: most reserved, GB", torch.cuda.max_memory_reserved() / 1e9)
             del trained
             _forget(here)
-    if len(held) == 2:
-        found.expect(held["cudagraph"] < 1.3 * held["eager"], "a graph holds far more memory than the eager step")
+    for graph in held.keys() - {"eager", "eager, lazy penalty"}:
+        eager = held.get(graph.replace(best, "eager"), math.inf)
+        found.expect(held[graph] < 1.3 * eager, f"{graph}: holds far more memory than the eager step")
 
 
 def _forget(here: Setting) -> None:
@@ -302,7 +305,7 @@ def speed(here: Setting, found: Found) -> None:
     """relgan's iteration against the textbook's, what of it is launching kernels, and how near the floor it is."""
     device = prepare_device(here.device)
     engines = list(dict.fromkeys(("eager", _best_engine(here))))
-    rounds, loss = (1, "rasgan") if here.small else (30, "rasgan")
+    rounds, loss = 1 if here.small else 30, "rasgan"
     rate = matmul_rate(device)
     for network in ("cnn32",) if here.small else NETWORKS:
         batch = NETWORKS[network].batch
@@ -311,6 +314,8 @@ def speed(here: Setting, found: Found) -> None:
             if here.small:
                 ways = {name: ways[name] for name in ("textbook, fp32", "relgan, fp32, eager")}
             measured = interleave(ways, rounds=rounds, warmup=1 if here.small else 5, facts=peak_memory)
+            for name in ways.keys() - measured.keys():
+                found.expect(False, f"{network}: {name} has ended with an error")
             textbooks = [name for name in measured if name.startswith("textbook")]
             for name, one in measured.items():
                 middle = statistics.median(one.seconds)
@@ -323,7 +328,8 @@ def speed(here: Setting, found: Found) -> None:
             with found.part(f"{network}, {engine}: launching"):
                 iterate = build_iterate(network, loss, LOSSES[loss], "fp32", engine, here.device)
                 found.figure(f"{network}, {engine}: share of launching", _launching(here, iterate, rounds))
-        if has_bf16_units(device) and not here.small:
+        # The weights of a critic with spectral norm are computed, and autocast keeps only casts of parameters.
+        if network == "dcgan64" and has_bf16_units(device):
             with found.part(f"{network}: one autocast region"):
                 found.figure(f"{network}: times as fast with one autocast region", _one_region(here, network, loss))
 
@@ -367,7 +373,7 @@ def _one_region(here: Setting, network: str, loss: str) -> float:
 def stop(here: Setting, found: Found) -> None:
     """A run that SIGTERM stops and the same line continues ends as one that nothing stopped."""
     iterations = 60 if here.small else 3000
-    words = _words(here, iterations, "loss=ragan", "model.spectral_norm=false")
+    words = _words(here, iterations, "loss=ragan", "model.spectral_norm=false", "precision=fp32")
     words += ["train.log_every=2" if here.small else "train.log_every=50"]
     directories = [_fresh(here, name) for name in ("whole", "stopped")]
     whole, stopped = (
@@ -389,7 +395,10 @@ def stop(here: Setting, found: Found) -> None:
     after = min(step for step in differences if step > at)
     found.figure("relative difference of loss_d after the stop", differences[after])
     found.figure("… at the end", differences[iterations])
-    found.expect(differences[after] <= (0 if here.device == "cpu" else 5 * NEAR), "the continued run differs")
+    # A GPU's kernels add in any order, so that two runs differ from the start.
+    before = max(difference for step, difference in differences.items() if step <= at)
+    allowed = 0 if here.device == "cpu" else max(5 * NEAR, 3 * before)
+    found.expect(differences[after] <= allowed, "the continued run differs")
 
 
 def _has_logged(directory: Path, lines: int) -> bool:
@@ -420,7 +429,8 @@ def ranks(here: Setting, found: Found) -> None:
         line = [word for word in words if not word.startswith("engine=")] + [f"hydra.run.dir={folder}"]
         launcher = ("--standalone", "--nproc-per-node=2", "-m", "relgan.cli.train")
         subprocess.run(_command("torch.distributed.run", *launcher, *line), check=True)
-        found.expect("engine: cudagraph" in (folder / "train.log").read_text(), "two GPUs did not get a graph")
+        log = (folder / "train.log").read_text()
+        found.expect("engine: cudagraph" in log and "engine: eager" not in log, "two GPUs did not get a graph")
         _compare(found, "two ranks by NCCL", _logged(folder), alone)
 
 

@@ -55,6 +55,9 @@ def interleave(
         rounds: calls of each that count.
         warmup: calls of each before them.
         facts: asked in each contestant's process after every call; the last answer is kept.
+
+    Returns:
+        what was measured, without contestants that raised an error, which their processes have printed.
     """
     context = multiprocessing.get_context("spawn")
     workers = {}
@@ -67,9 +70,14 @@ def interleave(
             workers[name] = (process, ours)
         measured = {name: Measured([]) for name in contestants}
         for turn in range(warmup + rounds):
-            for name, (_, connection) in workers.items():
-                connection.send(True)
-                elapsed, measured[name].fact = connection.recv()
+            for name in list(measured):
+                _, connection = workers[name]
+                try:
+                    connection.send(True)
+                    elapsed, measured[name].fact = connection.recv()
+                except (EOFError, ConnectionError):
+                    del measured[name]
+                    continue
                 if turn >= warmup:
                     measured[name].seconds.append(elapsed)
         return measured

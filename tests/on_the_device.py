@@ -80,10 +80,12 @@ def on_the_device() -> Iterator[None]:
 @contextlib.contextmanager
 def capturable_on_the_cpu() -> Iterator[None]:
     """Let torch's optimizers run on the CPU in the form that a CUDA graph needs."""
+    supported = ["cpu", "cuda"]
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("adam", "rmsprop"):
+        for name in ("adam", "rmsprop"):
             # torch.optim hides its modules behind the classes of their names.
-            patch.setattr(sys.modules[f"torch.optim.{module}"], "_get_capturable_supported_devices", lambda *_: ["cpu"])
+            module = sys.modules[f"torch.optim.{name}"]
+            patch.setattr(module, "_get_capturable_supported_devices", lambda *_: supported)
         yield
 
 

@@ -108,6 +108,7 @@ def test_contestants_take_turns_and_are_compared_round_by_round() -> None:
     from benchmarks.timing import interleave, peak_memory, speedup
 
     contestants = {"slow": partial(partial, time.sleep, 0.03), "fast": partial(partial, time.sleep, 0.01)}
+    contestants["broken"] = partial(partial, time.sleep, -1)
     measured = interleave(contestants, rounds=5, warmup=1, facts=peak_memory)
     assert {name: len(one.seconds) for name, one in measured.items()} == {"slow": 5, "fast": 5}
     assert speedup(measured["slow"].seconds, measured["fast"].seconds) == pytest.approx(3, rel=0.4)

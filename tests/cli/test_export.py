@@ -61,7 +61,12 @@ def train_in(path: Path, cache: Path, *words: str) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+QUICK = ("batch_norm", "spectral_norm", "conditional")  # to trace and to write
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in NETWORKS]
+)
 def run_dir(request: pytest.FixtureRequest, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four updates so large that images differ."""
     words = (*NETWORKS[request.param], "optimizer.lr_g=0.02")

@@ -365,10 +365,13 @@ def test_joblib_runs_jobs_side_by_side_each_worker_with_a_gpu_of_its_own() -> No
 @pytest.mark.slow
 def test_submitit_runs_each_job_in_a_process_of_its_own() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the launchers extra is not installed")
-    result = in_subprocess("name=s", "hydra/launcher=processes", "seed=-1,1,2")
+    result = in_subprocess("name=s", "hydra/launcher=processes", "seed=-1,1,2", CUDA_VISIBLE_DEVICES="5,7")
     assert result.code == 1, result.err
     assert statuses("s") == {-1: "failed", 1: "finished", 2: "finished"}
     assert max(threads("s")) <= max(1, (os.cpu_count() or 1) // 3)
+    logs = "".join(path.read_text() for path in Path("multirun/s").glob("*/train.log"))
+    assert "worker 0 of the sweep has GPU 5" in logs
+    assert logs.count("of the sweep has GPU") == 3
     for seed in (-1, 1, 2):
         assert f" seed={seed} " in result.out
 

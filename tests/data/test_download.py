@@ -95,7 +95,7 @@ def mirrors() -> Iterator[Mirrors]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Play)
     served = Mirrors(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield served
     server.shutdown()

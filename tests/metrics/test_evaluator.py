@@ -393,6 +393,7 @@ def judged_pictures(sample_data: Path) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_the_distance_of_real_pictures_moves_the_right_way(judged_pictures: dict[str, float]) -> None:
     """CIFAR-10's test set against its training set, then noisy and blurred copies, then faces."""
     values = [judged_pictures[kind] for kind in ("clean", "noisy", "blurred", "faces")]

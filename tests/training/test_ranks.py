@@ -168,6 +168,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 COMPARABLE = ("model.norm=none", "train.log_every=1")
 
 
+@pytest.mark.slow
 def test_torchrun_writes_one_run_like_that_of_one_process(tmp_path: Path) -> None:
     done = subprocess.run(
         torchrun(*COMPARABLE), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120

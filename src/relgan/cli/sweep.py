@@ -114,13 +114,15 @@ def _sweep_of_this_process() -> dict[str, Any]:
     return found
 
 
-def share_cores(jobs: int | None) -> None:
-    """Give each of ``jobs`` that run at once its share of this machine's cores, unless the user has said otherwise.
+def share_machine(jobs: int | None) -> None:
+    """Give each of ``jobs`` that submitit runs at once on this machine its share of the cores, and a GPU.
 
-    Multi-threaded processes on the same cores wait for each other. joblib's workers share by themselves.
+    Multi-threaded processes on the same cores wait for each other; joblib's workers share by themselves. And submitit
+    hides every GPU from its local jobs. A number of threads that the user has set stays.
     """
     import torch
 
+    os.environ[workers.GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", workers.ALL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // (jobs or 1))))
 
 
@@ -153,7 +155,7 @@ class SweepCallback(Callback):
         if "n_jobs" in config.hydra.launcher:
             workers.lead()
         if str(config.hydra.launcher._target_).endswith(".LocalLauncher"):
-            share_cores(jobs)
+            share_machine(jobs)
 
     def _announce(self, jobs: int | None, over: list[str]) -> None:
         os.environ[SWEEP] = json.dumps({"jobs": jobs, "over": over})
@@ -246,7 +248,8 @@ class SweepCallback(Callback):
         if runs:
             _print_table(runs, self.config.metrics.objective)
             _write_report(sweep_dir, self.config)
-        os.environ.pop(SWEEP, None)
+        for name in (SWEEP, workers.GPUS):
+            os.environ.pop(name, None)
         return runs
 
 

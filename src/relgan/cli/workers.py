@@ -1,4 +1,4 @@
-"""Worker processes of the joblib launcher: which GPU each one has, and how Ctrl-C reaches them all."""
+"""Processes of a sweep on one machine: which GPU each one has, and how Ctrl-C reaches joblib's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from relgan.training.signals import SIGNALS, is_answered
 
 log = logging.getLogger("relgan")
 
+# What a job of submitit on this machine may see, which finds CUDA_VISIBLE_DEVICES empty: that variable's value before.
+GPUS = "RELGAN_GPUS"
+ALL = "all"
+
 _asked: int | None = None
 _slot: FileLock | None = None
 
@@ -28,6 +32,11 @@ def asked_to_stop() -> int | None:
 def is_worker() -> bool:
     """Whether joblib started this process, which nobody's terminal speaks to."""
     return multiprocessing.current_process().name.startswith("LokyProcess")
+
+
+def is_local_job() -> bool:
+    """Whether submitit started this process on the sweep's own machine."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "local" and GPUS in os.environ
 
 
 def stop(number: int, frame: FrameType | None = None) -> None:
@@ -52,16 +61,12 @@ def lead() -> None:
 
 
 def enter(sweep_dir: Path) -> None:
-    """In a worker, before its first job: take a slot among the workers and, where there are GPUs, one of them."""
+    """Before a process's first job: take a slot among those of the sweep and, where there are GPUs, one of them."""
     global _slot
-    if _slot is not None or not is_worker():
+    if _slot is not None or not (is_worker() or is_local_job()):
         return
-    # A terminal tells everyone; workers hear of it from the process that started them, once.
-    for asking in SIGNALS:
-        signal.signal(asking, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):  # not on Windows
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGTERM, stop)
+    if is_worker():
+        _listen()
     # The lock lasts as long as the process, so that a new worker takes the slot of one that has gone.
     for number in itertools.count():
         lock = FileLock(sweep_dir / f".worker-{number}.lock")
@@ -76,10 +81,21 @@ def enter(sweep_dir: Path) -> None:
         log.info("worker %d of the sweep has GPU %s", number, gpu)
 
 
+def _listen() -> None:
+    """Hear of what asks to stop from the process that started this one."""
+    # A terminal tells everyone; workers hear of it from the process that started them, once.
+    for asking in SIGNALS:
+        signal.signal(asking, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGTERM, stop)
+
+
 def _gpu(number: int) -> str | None:
     """The GPU of the worker of this number; it must be asked for before anything has used CUDA."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
+    visible = os.environ.get(GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", ALL))
+    if visible == ALL:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         import torch
 
         gpus = [str(index) for index in range(torch.cuda.device_count())]

@@ -95,7 +95,7 @@ def build_iteration(
     with warnings.catch_warnings():
         # The warm-up and the comparison run eagerly what is made for a graph.
         warnings.filterwarnings("ignore", message=".*capturable=True")
-        made = _recorded(eager, examples(), capture or cuda_graph)
+        made = _recorded(eager, examples(), capture or partial(cuda_graph, pool=torch.cuda.graph_pool_handle()))
     release_memory(update)
     if not isinstance(made, str):
         return name, made
@@ -107,15 +107,12 @@ def build_iteration(
 
 def _recorded(eager: Eager, reals: Sequence[Batch], capture: Capture[Results]) -> Captured | str:
     """The recorded iteration, or why there is none; the same kind on all ranks."""
-    captured, problem = None, None
     try:
         captured = Captured(eager, reals, capture)
-    except NotRecorded as error:
-        problem = str(error)
-    # Together, because the comparison talks to the other ranks.
-    if largest(problem is not None) or captured is None:
-        return problem or "it could not be recorded on another rank"
-    same = agree(eager, captured, eager.update, reals)
+        same = agree(eager, captured, eager.update, reals)
+    except (NotRecorded, torch.OutOfMemoryError) as error:
+        # The comparison needs the memory of a second step.
+        return first_line(error)
     return "its first iteration differs from eager's" if largest(not same) else captured
 
 
@@ -142,12 +139,15 @@ class Eager:
             return critic, self.update.update_generator(for_generator, self.latents())
 
 
-def cuda_graph(work: Callable[[], T], undo: Callable[[], None]) -> tuple[Callable[[], None], T]:
+def cuda_graph(
+    work: Callable[[], T], undo: Callable[[], None], pool: torch.cuda._POOL_HANDLE | None = None
+) -> tuple[Callable[[], None], T]:
     """Record ``work``: returns what plays it again and the results, which every replay overwrites.
 
     Args:
         work: does the same to the same memory at every call, without waiting for the device.
         undo: puts back what ``work`` changed. Libraries must have run once before they can be recorded.
+        pool: memory shared with other graphs, none of which runs at the same time; None: the graph has its own.
 
     Raises:
         NotRecorded: ``work`` runs, but not as a graph; torch is as it was before.
@@ -159,7 +159,7 @@ def cuda_graph(work: Callable[[], T], undo: Callable[[], None]) -> tuple[Callabl
             work()
     outside.wait_stream(stream)
     undo()
-    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
     try:
         # Other threads may go on meanwhile, such as NCCL's watchdog, which asks how far its events are.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
@@ -202,7 +202,7 @@ class Captured:
         capture: :func:`cuda_graph`, or a stand-in where there is no GPU.
 
     Raises:
-        NotRecorded: there is no graph of it.
+        NotRecorded: there is no graph of it, here or on another rank.
     """
 
     def __init__(self, eager: Eager, reals: Sequence[Batch], capture: Capture[Results]) -> None:
@@ -212,11 +212,17 @@ class Captured:
         self._recorded: dict[bool, tuple[Callable[[], None], Results]] = {}
         snapshot = Snapshot(eager.update)
         for penalised in kinds(eager.update):
+            problem = ""
             try:
                 work = partial(eager, self._reals, penalised=penalised)
                 self._recorded[penalised] = capture(work, snapshot.restore)
+            except (NotRecorded, torch.OutOfMemoryError) as error:
+                problem = first_line(error)
             finally:
                 snapshot.restore()
+            # Before the next kind, because its updates talk to the other ranks.
+            if largest(bool(problem)):
+                raise NotRecorded(problem or "it could not be recorded on another rank")
 
     def __call__(self, reals: Sequence[Batch], *, penalised: bool = True) -> Results:
         torch._foreach_copy_(_tensors(self._reals), _tensors(reals))
@@ -263,8 +269,10 @@ def _agree(first: Iteration, second: Iteration, update: Update, reals: Sequence[
 @contextlib.contextmanager
 def _undone(update: Update) -> Iterator[None]:
     snapshot = Snapshot(update)
-    yield
-    snapshot.restore()
+    try:
+        yield
+    finally:
+        snapshot.restore()
 
 
 @torch.no_grad()
