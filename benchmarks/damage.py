@@ -112,10 +112,12 @@ def score(images: Tensor, reference: InMemory, extractor: str) -> dict[str, floa
 
 
 def table(scores: dict[str, dict[str, float]]) -> str:
-    """Markdown, a row for each number and a column for each set of images."""
-    names = list(dict.fromkeys(name for each in scores.values() for name in each))
-    rows = [[f"`{name}`", *(f"{each[name]:.3g}" for each in scores.values())] for name in names]
-    lines = [["", *scores], ["---"] * (len(scores) + 1), *rows]
+    """Markdown, a row for each number and a column for each set of images, which may lack a number."""
+    shown = {
+        name: [f"{each[name]:.3g}" if name in each else "–" for each in scores.values()]
+        for name in dict.fromkeys(name for each in scores.values() for name in each)
+    }
+    lines = [["", *scores], ["---"] * (len(scores) + 1), *([f"`{name}`", *row] for name, row in shown.items())]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -145,6 +147,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="file to draw the damages into")
     arguments = parser.parse_args()
     images, labels = load(arguments.images, None, arguments.size)
+    if max(arguments.counts or [arguments.count]) > len(images.images):
+        parser.error(f"there are only {len(images.images):,} images")
     reference, _ = load(arguments.reference, arguments.reference_count, arguments.size)
     damages = partial(Damages, images.images, labels, reference.images)
     sets = damages(arguments.count).all()

@@ -43,10 +43,10 @@ from relgan.metrics.reference import Pictures
 from relgan.metrics.scores.copies import authenticity
 from relgan.metrics.scores.frechet import frechet_distance
 from relgan.metrics.scores.inception import ClassMarginals
-from relgan.metrics.scores.infinity import extrapolate
+from relgan.metrics.scores.infinity import extrapolate, frechet_of
 from relgan.metrics.scores.kernel import kernel_distance
 from relgan.metrics.scores.manifold import Neighbourhoods
-from relgan.metrics.scores.vendi import vendi_score
+from relgan.metrics.scores.vendi import vendi_of
 from relgan.metrics.statistics import FeatureMoments, RealStatistics, Reference, accumulate, factorise
 from relgan.registry import DATASETS
 
@@ -268,13 +268,11 @@ def _gaussian(rows: Tensor) -> Reference:
 
 def _extrapolated(generated: Tensor, real: Tensor) -> None:
     reference = _gaussian(real)
-    moments = partial(FeatureMoments, generated.shape[1])
-    extrapolate(lambda chosen: frechet_distance(accumulate(moments(), generated[chosen]), reference), len(generated))
+    extrapolate(lambda chosen: frechet_of(generated[chosen], reference), len(generated))
 
 
 def _vendi(generated: Tensor, real: Tensor) -> None:
-    mean, covariance, n = accumulate(FeatureMoments(generated.shape[1]), nn.functional.normalize(generated))
-    vendi_score(covariance * (n - 1) / n + torch.outer(mean, mean))
+    vendi_of(accumulate(FeatureMoments(generated.shape[1]), nn.functional.normalize(generated)))
 
 
 ROW_SCORES: dict[str, Callable[[Tensor, Tensor], object]] = {

@@ -147,7 +147,7 @@ class TrackerOptions(Options):
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry(Generic[OptionsT]):
     """One part that can be chosen by name.
 

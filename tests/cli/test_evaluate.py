@@ -226,6 +226,21 @@ def test_pictures_against_a_dataset(
     assert "eval/fd_digits" in capsys.readouterr().out
 
 
+def test_pictures_are_not_scored_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pictures sorted by class each split would hold one class, and the score would be 1."""
+    from sklearn.datasets import load_digits
+
+    digits, made, out = load_digits(), tmp_path / "made", tmp_path / "scores.json"
+    for number in (0, 1):
+        (made / str(number)).mkdir(parents=True)
+        pixels = 15.9 * digits.images[digits.target == number][:20]
+        for name, image in enumerate(pixels.astype(np.uint8)):
+            Image.fromarray(image).resize((32, 32)).convert("RGB").save(made / str(number) / f"{name}.png")
+    options = ["dataset.num_images=200", "metrics.scores=[is]", "metrics.splits=2", f"out={out}"]
+    call(monkeypatch, f"images={made}", "reference=stacked_digits", *options)
+    assert json.loads(out.read_text())["scores"]["eval/score_digits"] > 1.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -336,6 +336,9 @@ def test_a_sweep_of_four_is_four_wandb_runs_even_when_one_raises(
     assert {entry.path for entry in sent.manifest.contents} == {"report.html", "report.csv"}
 
 
+PARALLEL = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
+
+
 def in_subprocess(*arguments: str, **variables: str) -> Result:
     """Without a number of threads: the launchers see to it."""
     environment = {**os.environ, "COLUMNS": "80", **variables}
@@ -345,10 +348,17 @@ def in_subprocess(*arguments: str, **variables: str) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.parametrize(("gpus", "cores", "want"), [(4, 16, 4), (0, 2, 2), (0, 64, 8)])
+def test_as_many_jobs_run_at_once_as_do_best(gpus: int, cores: int, want: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    assert workers.at_once() == want
+
+
 @pytest.mark.slow
 def test_joblib_runs_jobs_side_by_side_each_worker_with_a_gpu_of_its_own() -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launchers extra is not installed")
-    result = in_subprocess("name=j", "hydra/launcher=parallel", "seed=-1,1,2,3", CUDA_VISIBLE_DEVICES="5,7")
+    result = in_subprocess("name=j", *PARALLEL, "seed=-1,1,2,3", CUDA_VISIBLE_DEVICES="5,7")
     assert result.code == 1, result.err
     assert "Warning" not in result.err
     assert statuses("j") == {-1: "failed", 1: "finished", 2: "finished", 3: "finished"}
@@ -358,7 +368,7 @@ def test_joblib_runs_jobs_side_by_side_each_worker_with_a_gpu_of_its_own() -> No
     assert max(threads("j")) <= max(1, (os.cpu_count() or 1) // 2)
     logs = "".join(path.read_text() for path in Path("multirun/j").glob("*/train.log"))
     assert "worker 0 of the sweep has GPU 5" in logs
-    # A second worker may come too late to get a job.
+    # Another worker may come too late to get a job.
     assert logs.count("of the sweep has GPU") == len(list(Path("multirun/j").glob(".worker-*.lock"))) <= 2
 
 
@@ -394,7 +404,7 @@ def test_ctrl_c_reaches_every_worker(twice: bool) -> None:
     """Once: all save and stop. Twice: it is over within seconds. Either way no process stays."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the launchers extra is not installed")
     endless = ("train.iterations=1000000", "train.log_every=1")
-    command = [*COMMAND, "-m", *tiny.ARGUMENTS, "name=k", "hydra/launcher=parallel", "seed=1,2,3,4", *endless]
+    command = [*COMMAND, "-m", *tiny.ARGUMENTS, "name=k", *PARALLEL, "seed=1,2,3,4", *endless]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -454,7 +464,7 @@ def test_a_worker_keeps_its_gpu_and_a_new_one_takes_the_free_slot(tmp_path: Path
 @pytest.mark.parametrize(
     ("choice", "plugin", "target", "values"),
     [
-        ("launcher=parallel", "joblib_launcher", "joblib_launcher.JoblibLauncher", {"n_jobs": 2}),
+        ("launcher=parallel", "joblib_launcher", "joblib_launcher.JoblibLauncher", {"n_jobs": 3}),
         ("launcher=processes", "submitit_launcher", "submitit_launcher.LocalLauncher", {"name": "relgan"}),
         (
             "launcher=slurm",
@@ -472,7 +482,7 @@ def test_a_worker_keeps_its_gpu_and_a_new_one_takes_the_free_slot(tmp_path: Path
     ],
 )
 def test_a_launcher_composes_or_says_what_to_install(
-    sweep: Sweep, choice: str, plugin: str, target: str, values: dict[str, Any]
+    sweep: Sweep, choice: str, plugin: str, target: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = f"hydra_plugins.hydra_{plugin}"
     if importlib.util.find_spec(package) is None:
@@ -481,6 +491,7 @@ def test_a_launcher_composes_or_says_what_to_install(
         assert result.err.count("\n") == 1
         assert "pip install 'relgan[" in result.err
         return
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     open_line(Line([]))
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         node = compose("config", [f"hydra/{choice}", "metrics.objective=eval/fid"], return_hydra_config=True)
@@ -523,6 +534,7 @@ def test_a_diverged_run_is_the_worst_result_of_a_search() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # optuna 2 with SQLAlchemy 2
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.slow
 def test_a_search_finds_the_best_and_survives_a_failed_trial(sweep: Sweep) -> None:
     pytest.importorskip("optuna", reason="the optuna extra is not installed")
     line = (

@@ -145,13 +145,13 @@ def test_a_score_that_one_side_lacks_is_left_out(rows: tuple[Tensor, Tensor]) ->
     assert list(compare(evaluator, few, few)) == ["eval/fd_digits"]
 
 
-def halves(rows: tuple[Tensor, Tensor], scores: list[str], repetitions: int) -> dict[str, float]:
-    """How often the interval of the difference between two random halves of the real digits holds 0."""
+def halves(rows: tuple[Tensor, Tensor], scores: list[str], repetitions: int) -> dict[str, Tensor]:
+    """Differences between two random halves of the real digits, and their estimated deviations: (repetitions, 2)."""
     features, logits = rows
     count = len(features) // 2
     evaluator = judge(count, scores)
     rng = torch.Generator().manual_seed(0)
-    held: dict[str, int] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(repetitions):
         order = torch.randperm(len(features), generator=rng)
         one, other = (
@@ -159,16 +159,18 @@ def halves(rows: tuple[Tensor, Tensor], scores: list[str], repetitions: int) -> 
         )
         values = [evaluator.judge(each) for each in (one, other)]
         for key, deviation in spread(evaluator, one, other).items():
-            if direction(key) is None:
-                continue
-            inside = abs(values[0][key] - values[1][key]) <= WIDTH * deviation
-            held[key] = held.get(key, 0) + inside
-    return {key: hits / repetitions for key, hits in held.items()}
+            if direction(key) is not None:
+                found.setdefault(key, []).append((values[0][key] - values[1][key], deviation))
+    return {key: torch.tensor(each) for key, each in found.items()}
 
 
 @pytest.mark.slow
 def test_halves_of_the_real_images_are_told_apart_in_five_of_a_hundred_times(rows: tuple[Tensor, Tensor]) -> None:
-    shares = halves(rows, SCORES, 100)
     error = math.sqrt(0.95 * 0.05 / 100)
-    for key, share in shares.items():
-        assert share == pytest.approx(0.95, abs=3 * error), key
+    for key, found in halves(rows, SCORES, 100).items():
+        differences, deviations = found.T
+        held = (differences.abs() <= WIDTH * deviations).double().mean()
+        assert float(held) == pytest.approx(0.95, abs=3 * error), key
+        # Nor are the intervals too wide.
+        ratio = deviations.square().mean().sqrt() / differences.square().mean().sqrt()
+        assert float(ratio) == pytest.approx(1, abs=0.3), key

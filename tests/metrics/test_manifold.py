@@ -94,16 +94,22 @@ def test_real_balls_are_found_once_for_all_scores_and_evaluations(monkeypatch: p
         near = Neighbourhoods(features(50, 8, 2))
         for score in (near.precision, near.density, near.coverage):
             score(real, 3)
-    assert calls == [(60, 60), (50, 60), (50, 60)]
+    # The radii once; in each evaluation, closed balls for precision and open ones for the others.
+    assert calls == [(60, 60), *[(50, 60)] * 4]
 
 
-def test_copies_of_the_training_set() -> None:
-    real = features(200, 12, 3, 2.0)
+@pytest.mark.usefixtures("_tile")
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+def test_copies_of_the_training_set(shift: float) -> None:
+    """They lie on the edges of balls, where rounding decides unless something else does."""
+    from prdc import compute_prdc
+
+    real = features(200, 12, 3, 2.0) + shift
     copies = real.flip(0).clone()
     scores = all_four(copies, real, k=5)
-    assert (scores["precision"], scores["recall"], scores["coverage"]) == (1, 1, 1)
-    # Each image lies in its own ball and, on average, in the balls of five others.
-    assert 1 <= scores["density"] <= 1.2
+    assert scores == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
+    theirs = compute_prdc(real_features=real.double().numpy(), fake_features=copies.double().numpy(), nearest_k=5)
+    assert (scores["density"], scores["coverage"]) == (theirs["density"], theirs["coverage"])
     assert authenticity(copies, real) == 0
     assert authenticity(torch.cat([copies[:50], features(50, 12, 4, 9.0)]), real) == 0.5
 
@@ -143,7 +149,8 @@ def test_one_image_for_ever() -> None:
     assert scores["precision"] == 1
     assert scores["coverage"] < 0.3
     assert scores["recall"] == pytest.approx(0.01, abs=0.01)
-    assert all_four(inside, inside, k=5) == {"precision": 1, "recall": 1, "density": 10, "coverage": 1}
+    # Its balls have no size; an open one holds nothing then.
+    assert all_four(inside, inside, k=5) == {"precision": 1, "recall": 1, "density": 0, "coverage": 0}
 
 
 def test_memory_is_that_of_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from relgan.metrics.scores.frechet import frechet_distance
 from relgan.metrics.scores.inception import ClassMarginals, classifier_score
-from relgan.metrics.scores.infinity import extrapolate
+from relgan.metrics.scores.infinity import extrapolate, score_of
 from relgan.metrics.scores.kernel import kernel_distance
 from relgan.metrics.scores.lpips import RunningMean
 from relgan.metrics.scores.modes import ModeHistogram, mode_kl
@@ -153,8 +153,10 @@ def test_kernel_distance_equals_torch_fidelity(n: int, m: int, size: int) -> Non
 def test_kernel_distance_is_unbiased_and_refuses_single_images() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 600, 5, generator=generator)
-    same = kernel_distance(x, y, subsets=30, subset_size=300)
-    assert abs(same.mean) < 0.1 < kernel_distance(x, y + 1, subsets=30, subset_size=300).mean
+    same = kernel_distance(x, y, subsets=200, subset_size=20)
+    biased = 2 * (float(torch.cat([x, y]).square().sum(1).div(5).add(1).pow(3).mean()) - 1.6) / 20
+    assert abs(same.mean) < 0.25 * biased
+    assert kernel_distance(x, y + 1, subsets=30, subset_size=300).mean > 0.1
     with pytest.raises(ValueError, match="at least two"):
         kernel_distance(features(1, 5, 1), features(9, 5, 2), subsets=3, subset_size=20)
 
@@ -194,6 +196,12 @@ def test_extrapolated_distance_loses_the_bias_of_few_images() -> None:
     fit = extrapolate(lambda chosen: frechet_distance(moments(rows[chosen]), real), len(rows))
     few, truth = frechet_distance(moments(rows[:80]), real), float(dim)
     assert abs(fit.mean - truth) < 0.05 * truth < abs(few - truth)
+
+
+def test_extrapolated_score_is_that_of_each_subset() -> None:
+    logits = 3 * features(60, 12, 6)
+    for chosen in (torch.arange(60), torch.arange(7, 31)):
+        assert score_of(logits[chosen]) == pytest.approx(naive_score(logits[chosen], 1)[0], rel=1e-12)
 
 
 def test_vendi_is_the_entropy_of_the_kernels_eigenvalues() -> None:

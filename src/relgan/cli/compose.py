@@ -8,6 +8,7 @@ import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from relgan.cli import workers
 from relgan.cli.command import CommandOptions, Line, explain_options, is_rank
 from relgan.cli.sweep import job_name, search_direction
 from relgan.cli.words import as_typed, in_quotes
@@ -65,6 +67,7 @@ def open_line(line: Line, *, sweep: bool = False) -> list[str]:
         _store_choices(group, _folders(line.config_dir))
     OmegaConf.register_new_resolver("relgan_sweep", _sweep_name, replace=True)
     OmegaConf.register_new_resolver("relgan_job", lambda overrides: job_name(overrides), replace=True)
+    OmegaConf.register_new_resolver("relgan_workers", workers.at_once, replace=True)
     OmegaConf.register_new_resolver("relgan_direction", _direction, replace=True)
     OmegaConf.register_new_resolver("relgan_run_dir", lambda time, *, _root_: _run_dir(time, _root_), replace=True)
     OmegaConf.register_new_resolver("relgan_refuse", _refuse, replace=True)
@@ -99,6 +102,7 @@ def _store_choices(group: str, folders: Sequence[Path]) -> None:
             store.store(group=f"options/{group}", name=choice, package=group, node=_structured(registry[name]))
 
 
+@cache
 def _structured(entry: Entry[Any]) -> DictConfig:
     """A part's options as Hydra takes them; other people may have declared what it does not take."""
     try:
@@ -114,7 +118,8 @@ def _named_in(folders: Iterable[Path], group: str) -> dict[str, str]:
     for path in (path for folder in folders for path in (folder / group).glob("*.yaml")):
         # A damaged file is Hydra's to report, where it is chosen.
         with contextlib.suppress(OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
-            content = OmegaConf.load(path)
+            text = path.read_text(encoding="utf-8")
+            content = OmegaConf.create(text) if "name" in text else None
             if isinstance(content, DictConfig) and isinstance(name := content.get("name"), str):
                 found[path.stem] = name
     return found

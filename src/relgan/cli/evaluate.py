@@ -37,6 +37,7 @@ images, and an interval for each difference. Pictures of any size are scored at 
 Also accepted: metrics=default|quick|paper_cifar10, seed, device, dataset.path.
 """
 _RUN_MAY_CHANGE = ("metrics", "device", "seed", "dataset.path", "plugins")
+SHUFFLE = 2020  # the seed by which torch-fidelity shuffles, too
 # Options of metrics in which two runs may differ that are compared: they change no number.
 _MAY_DIFFER = ("name", "scores", "every", "objective", "weights", "lpips_weights")
 
@@ -229,6 +230,8 @@ def _score_pictures(options: EvalOptions, line: Line) -> Result:
 
 def _score(pictures: Pictures, real: Images, config: Config, kind: DatasetOptions, limit: int | None) -> Result:
     """``kind`` is the data set that decides which networks and scores make sense."""
+    import numpy as np
+
     from relgan.data.store import fixed_subset
     from relgan.device import prepare_device
     from relgan.metrics.evaluator import Evaluator
@@ -236,7 +239,8 @@ def _score(pictures: Pictures, real: Images, config: Config, kind: DatasetOption
     if real.size != pictures.size:
         sizes = ("×".join(map(str, size)) for size in (pictures.size, real.size))
         log.warning("the pictures are %s, the reference %s: a score then also measures that difference", *sizes)
-    indices = fixed_subset(len(pictures), limit)
+    # Names often sort pictures by class, and some scores split or pair what comes one after the other.
+    indices = np.random.RandomState(SHUFFLE).permutation(fixed_subset(len(pictures), limit))
     metrics = dataclasses.replace(
         config.metrics,
         scores=[score for score in config.metrics.scores if score != "neighbours"],
@@ -255,9 +259,11 @@ def _print_table(result: Result) -> None:
     out = console()
     out.print(_comparison_table(result.comparison) if result.comparison else _score_table(result.scores))
     protocol = result.protocol
-    known = "" if protocol.get("weights_known", True) else " with unpublished weights"
+    if "extractor" not in protocol:  # scores with judges and numbers of images of their own
+        return
+    known = "" if protocol["weights_known"] else " with unpublished weights"
     out.print(
-        f"{protocol.get('extractor', 'no feature network')}{known}, {protocol['num_images']} images against "
+        f"{protocol['extractor']}{known}, {protocol['num_images']} images against "
         f"{protocol['reference_images']} of {protocol['reference']['name']}",
         highlight=False,
     )

@@ -24,6 +24,16 @@ _asked: int | None = None
 _slot: FileLock | None = None
 
 
+MOST = 8  # jobs of a machine without a GPU; each takes about 1 GB
+
+
+def at_once() -> int:
+    """Jobs that run best side by side: one for each GPU, else for each core (docs/performance.md), up to ``MOST``."""
+    import torch
+
+    return torch.cuda.device_count() or min(torch.get_num_threads(), MOST)
+
+
 def asked_to_stop() -> int | None:
     """Number of the signal after which this process starts no more jobs; None before it."""
     return _asked

@@ -145,7 +145,7 @@ class FeatureScore(Score):
 class RowScore(FeatureScore):
     """A score of every feature row: :meth:`compute` gets the generated ones, float32 (N, F), beside the real."""
 
-    needs_real = "features"
+    needs_real: ClassVar[Literal["moments", "features"] | None] = "features"
     shared = "rows"
 
     def accumulator(self) -> FeatureBank:

@@ -17,7 +17,7 @@ def authenticity(generated: Tensor, real: Tensor) -> float:
     """Share of the generated rows that are further from the real row nearest to them than its own nearest neighbour is.
 
     That neighbour is another real row (Alaa et al. 2022, arXiv 2102.08921). Copies of real rows give 0; new rows of
-    the same distribution give one third in one dimension and nearly 1 in many.
+    the same distribution give one third in one dimension, and in many whatever held-out real rows give.
 
     Args:
         generated, real: float32 (N, F) and (M, F).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torchmetrics import Metric
@@ -31,15 +31,9 @@ def frechet_distance(generated: Gaussian, reference: Reference) -> float:
 
 
 class Frechet(FeatureScore):
-    """Distance of two Gaussians with the moments of the generated and of the real images' features.
-
-    Attributes:
-        enough: images for each feature; with no more than that, ``caution`` is said, once.
-    """
+    """Distance of two Gaussians with the moments of the generated and of the real images' features."""
 
     needs_real = "moments"
-    enough: ClassVar[int] = 1
-    caution: ClassVar[str] = "is far too high in absolute terms; compare it only with others of the same counts"
 
     def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
         super().__init__(options, metrics, extractors)
@@ -52,12 +46,14 @@ class Frechet(FeatureScore):
         accumulator.update(batch.features)
 
     def compute(self, accumulated: Any) -> dict[str, float]:
-        self.warn_of_few(accumulated.images)
+        self._warn_of_few(min(accumulated.images, self.real.gaussian.images))
         return {"fid": frechet_distance(accumulated, self.real.gaussian)}
 
-    def warn_of_few(self, images: int) -> None:
-        """Warn, once, if there are not enough generated or real images."""
-        fewest, features = min(images, self.real.gaussian.images), self.extractor.num_features
-        if fewest <= self.enough * features and not self._warned:
+    def _warn_of_few(self, images: int) -> None:
+        if images <= self.extractor.num_features and not self._warned:
             self._warned = True
-            log.warning("the Fréchet distance of %d images in %d dimensions %s", fewest, features, self.caution)
+            log.warning(
+                "the Fréchet distance of %d images in %d dimensions is far too high in absolute terms; "
+                "compare it only with others of the same counts",
+                *(images, self.extractor.num_features),
+            )

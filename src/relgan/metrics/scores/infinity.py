@@ -6,17 +6,24 @@ generators wrongly. The value at 1/N = 0 has no such bias.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from relgan.metrics.scores import Batch, FeatureScore
-from relgan.metrics.scores.frechet import Frechet, frechet_distance
-from relgan.metrics.scores.inception import ClassMarginals, InceptionScore
-from relgan.metrics.statistics import Estimate, FeatureBank, FeatureMoments, accumulate
+from relgan.config import MetricsConfig
+from relgan.metrics.extractors import Extractors
+from relgan.metrics.scores import Batch, FeatureScore, RowScore
+from relgan.metrics.scores.frechet import frechet_distance
+from relgan.metrics.scores.inception import ClassMarginals
+from relgan.metrics.statistics import Estimate, FeatureBank, FeatureMoments, Reference, accumulate
 
+log = logging.getLogger("relgan")
+
+ENOUGH = 4  # images for each feature, from which on the line is one
 POINTS = 15  # as the authors' code
 SMALLEST = 10  # the smallest subset is this part of all images: their 5,000 of 50,000
 SEED = 2020
@@ -44,33 +51,33 @@ def extrapolate(value: Callable[[Tensor], float], count: int) -> Estimate:
     return Estimate(float(line[1]), float(np.sqrt(covariance[1, 1])))
 
 
-class FrechetInfinity(Frechet):
+class FrechetInfinity(RowScore):
     """Fréchet distance of infinitely many generated images to the real ones at hand."""
 
-    enough = 4
-    caution = "cannot be extrapolated; that takes more than four images for each dimension"
-    shared = "rows"
+    needs_real = "moments"
 
-    def accumulator(self) -> FeatureBank:
-        return FeatureBank(self.extractor.num_features)
-
-    def update(self, accumulator: FeatureBank, batch: Batch) -> None:
-        accumulator.update(batch.features, batch.index)
+    def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
+        super().__init__(options, metrics, extractors)
+        self._warned = False
 
     def compute(self, accumulated: Tensor) -> dict[str, float]:
-        self.warn_of_few(len(accumulated))
-        fit = extrapolate(lambda chosen: self._distance(accumulated[chosen]), len(accumulated))
+        images, features = accumulated.shape
+        if images < ENOUGH * features and not self._warned:
+            self._warned = True
+            few = "the Fréchet distance of %d images in %d dimensions cannot be extrapolated; that takes %d for each"
+            log.warning(few, images, features, ENOUGH)
+        fit = extrapolate(lambda chosen: frechet_of(accumulated[chosen], self.real.gaussian), images)
         return {"fid_infinity": fit.mean, "fid_infinity_se": fit.std}
 
-    def _distance(self, rows: Tensor) -> float:
-        moments = FeatureMoments(rows.shape[1]).to(rows.device)
-        return frechet_distance(accumulate(moments, rows), self.real.gaussian)
+
+def frechet_of(rows: Tensor, reference: Reference) -> float:
+    """Fréchet distance of rows of features, float32 (N, F)."""
+    moments = FeatureMoments(rows.shape[1]).to(rows.device)
+    return frechet_distance(accumulate(moments, rows), reference)
 
 
-class InceptionInfinity(InceptionScore):
+class InceptionInfinity(FeatureScore):
     """Inception score of infinitely many generated images, which are one split."""
-
-    settings = FeatureScore.settings  # there are no splits
 
     def accumulator(self) -> FeatureBank:
         return FeatureBank(self.extractor.num_classes)
@@ -79,11 +86,12 @@ class InceptionInfinity(InceptionScore):
         accumulator.update(batch.logits, batch.index)
 
     def compute(self, accumulated: Tensor) -> dict[str, float]:
-        fit = extrapolate(lambda chosen: self._score(accumulated[chosen]), len(accumulated))
+        fit = extrapolate(lambda chosen: score_of(accumulated[chosen]), len(accumulated))
         return {"is_infinity": fit.mean, "is_infinity_se": fit.std}
 
-    def _score(self, logits: Tensor) -> float:
-        marginals = ClassMarginals(self.extractor.num_classes, len(logits), splits=1).to(logits.device)
-        index = torch.arange(len(logits), device=logits.device)
-        score: Estimate = accumulate(marginals, logits, index)
-        return score.mean
+
+def score_of(logits: Tensor) -> float:
+    """Inception score of rows of logits, float32 (N, K), as one split."""
+    marginals = ClassMarginals(logits.shape[1], len(logits), splits=1).to(logits.device)
+    score: Estimate = accumulate(marginals, logits, torch.arange(len(logits), device=logits.device))
+    return score.mean

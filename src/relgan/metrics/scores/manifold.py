@@ -7,6 +7,7 @@ Precision and recall are those of Kynkäänniemi et al. 2019 (arXiv 1904.06991),
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from relgan.metrics import distances
@@ -14,23 +15,29 @@ from relgan.metrics.distances import Hits
 from relgan.metrics.scores import RowScore
 from relgan.metrics.statistics import FeatureBank, RealStatistics
 
+ROUNDING = 1e-5  # relative; more than that of a squared distance
+
 
 class Neighbourhoods:
-    """Generated rows, float32 (N, F), and which real balls they lie in, found once for all scores."""
+    """Generated rows, float32 (N, F), and which real balls they lie in.
+
+    The balls are closed for precision and recall and open for density and coverage, as their authors have it. That
+    matters for copies: they lie on the edge of each ball that reaches to the image they are copies of.
+    """
 
     def __init__(self, generated: Tensor) -> None:
         self.generated = generated
-        self._hits: dict[int, Hits] = {}
+        self._open: dict[int, Hits] = {}
 
-    def in_real_balls(self, real: RealStatistics, k: int) -> Hits:
-        """Generated rows in the balls around real ones."""
-        if k not in self._hits:
-            self._hits[k] = distances.hits(self.generated, real.features, real.radii(k))
-        return self._hits[k]
+    def in_open_balls(self, real: RealStatistics, k: int) -> Hits:
+        """Generated rows in the open balls around real ones, found once for all scores."""
+        if k not in self._open:
+            self._open[k] = distances.hits(self.generated, real.features, opened(real.radii(k)))
+        return self._open[k]
 
     def precision(self, real: RealStatistics, k: int) -> float:
         """Share of the generated rows in any real ball."""
-        return _mean(self.in_real_balls(real, k).balls > 0)
+        return _mean(distances.hits(self.generated, real.features, real.radii(k)).balls > 0)
 
     def recall(self, real: RealStatistics, k: int) -> float:
         """Share of the real rows in any generated ball."""
@@ -39,11 +46,16 @@ class Neighbourhoods:
 
     def density(self, real: RealStatistics, k: int) -> float:
         """Mean number of real balls around a generated row, in units of k."""
-        return _mean(self.in_real_balls(real, k).balls) / k
+        return _mean(self.in_open_balls(real, k).balls) / k
 
     def coverage(self, real: RealStatistics, k: int) -> float:
         """Share of the real balls that hold a generated row."""
-        return _mean(self.in_real_balls(real, k).occupied)
+        return _mean(self.in_open_balls(real, k).occupied)
+
+
+def opened(reach: Tensor) -> Tensor:
+    """Squared radii of open balls: what lies on an edge is outside, however its distance was rounded."""
+    return torch.where(reach > 0, reach * (1 - ROUNDING), -1)
 
 
 def _mean(values: Tensor) -> float:
@@ -89,23 +101,23 @@ class Recall(ManifoldScore):
         return {"recall": accumulated.recall(self.real, self.k)}
 
 
-class Density(ManifoldScore):
-    """How many real images a generated one lies near; 1 is what real images themselves have."""
+class OpenBalls(ManifoldScore):
+    """Density and coverage have a rank of their own."""
 
     @property
     def k(self) -> int:
         return self.metrics.density_neighbourhood
+
+
+class Density(OpenBalls):
+    """How many real images a generated one lies near; 1 is what real images themselves have."""
 
     def compute(self, accumulated: Neighbourhoods) -> dict[str, float]:
         return {"density": accumulated.density(self.real, self.k)}
 
 
-class Coverage(ManifoldScore):
+class Coverage(OpenBalls):
     """Share of the real images that a generated one lies near."""
-
-    @property
-    def k(self) -> int:
-        return self.metrics.density_neighbourhood
 
     def compute(self, accumulated: Neighbourhoods) -> dict[str, float]:
         return {"coverage": accumulated.coverage(self.real, self.k)}

@@ -22,6 +22,12 @@ def vendi_score(similarity: Tensor) -> float:
     return float((-torch.xlogy(values, values).sum()).exp())
 
 
+def vendi_of(moments: Gaussian) -> float:
+    """The score of unit vectors with these moments."""
+    mean, covariance, n = moments
+    return vendi_score(covariance * (n - 1) / n + torch.outer(mean, mean))
+
+
 class Vendi(FeatureScore):
     """The effective number of different images by the cosines between their features."""
 
@@ -32,5 +38,4 @@ class Vendi(FeatureScore):
         accumulator.update(F.normalize(batch.features, dim=1))
 
     def compute(self, accumulated: Gaussian) -> dict[str, float]:
-        mean, covariance, n = accumulated
-        return {"vendi": vendi_score(covariance * (n - 1) / n + torch.outer(mean, mean))}
+        return {"vendi": vendi_of(accumulated)}
