@@ -13,7 +13,7 @@ import tiny
 from relgan.builtin import Cnn32Options, ConvOptions
 from relgan.config import resolve
 from relgan.networks import build_networks
-from relgan.networks.blocks import ResizeConv
+from relgan.networks.blocks import FromPixel, ResizeConv, ToPixel
 from relgan.options import ConfigError
 from relgan.registry import MODELS, ModelOptions, register_model
 from relgan.training.update import pack
@@ -451,3 +451,17 @@ def test_a_resize_convolution_is_an_enlargement_and_a_convolution(bias: bool) ->
     larger = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
     want = nn.functional.conv2d(larger, layer.weight, layer.bias, padding=1)
     torch.testing.assert_close(layer(x), want)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_products_of_matrices_are_the_convolutions_of_one_pixel(bias: bool, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    wide, narrow = FromPixel(6, 5, 4, bias=bias), ToPixel(5, 3, 4, bias=bias)
+    for layer in (wide, narrow):
+        layer.to(torch.float64, memory_format=memory_format)
+    z = torch.randn(2, 6, 1, 1, dtype=torch.float64)
+    made = wide(z)
+    torch.testing.assert_close(made, nn.functional.conv_transpose2d(z, wide.weight, wide.bias))
+    torch.testing.assert_close(narrow(made), nn.functional.conv2d(made, narrow.weight, narrow.bias))
+    assert made.is_contiguous(memory_format=torch.channels_last)

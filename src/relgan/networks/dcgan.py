@@ -17,6 +17,7 @@ from relgan.builtin import ConvOptions
 from relgan.networks.blocks import Layers, joined, projected
 
 LEAK = 0.2
+NARROW = 4  # pixels on a side where the images are smallest
 
 
 def _widths(model: ConvOptions, image_size: int) -> list[int]:
@@ -41,7 +42,7 @@ class Generator(nn.Module):
         widths = _widths(model, image_size)
         dims = model.latent_dim
         self.embedding = nn.Embedding(classes, dims) if classes else None
-        first = layers.conv_transposed(2 * dims if classes else dims, widths[0], kernel=4, stride=1, padding=0)
+        first = layers.from_pixel(2 * dims if classes else dims, widths[0], NARROW)
         blocks = [layers.hidden(first, widths[0])]
         for narrow, wide in pairwise(widths):
             blocks.append(layers.hidden(layers.up(narrow, wide), wide))
@@ -64,7 +65,7 @@ class Critic(nn.Module):
         for wide, narrow in pairwise(widths):
             conv = layers.conv(wide, narrow, kernel=4, stride=2, padding=1)
             blocks.append(layers.hidden(conv, narrow))
-        self.body = nn.Sequential(*blocks, layers.conv(widths[-1], 1, kernel=4, stride=1, padding=0))
+        self.body = nn.Sequential(*blocks, layers.to_pixel(widths[-1], 1, NARROW))
         self.embedding = layers.embedding(classes, widths[-1]) if classes else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
