@@ -185,7 +185,7 @@ def test_a_sweep_is_its_experiment_over_losses_with_their_penalties() -> None:
         assert dataclasses.replace(config, loss=expected.loss, penalty=expected.penalty) == expected
 
 
-@pytest.mark.parametrize("experiment", [*PUBLISHED, *sorted(OTHERS)])
+@pytest.mark.parametrize("experiment", tiny.mostly_slow([*PUBLISHED, *sorted(OTHERS)]))
 def test_hydra_sweeps_over_what_the_file_says(experiment: str) -> None:
     done = processes.run(processes.command("train"), f"experiment={experiment}", "--cfg", "hydra")
     assert yaml.safe_load(done.stdout)["hydra"]["sweeper"]["params"] == swept(experiment)
@@ -225,7 +225,7 @@ def test_what_a_schedule_moves_has_to_be_there() -> None:
         composed("experiment=r3gan_cifar10", "augment=none")
 
 
-@pytest.mark.parametrize("experiment", R3GAN)
+@pytest.mark.parametrize("experiment", tiny.mostly_slow(R3GAN))
 def test_scale_cpu_is_the_same_recipe_in_proportion(experiment: str) -> None:
     preset = R3GAN[experiment]
     full, small = (composed(f"experiment={experiment}", *words) for words in ((), ("scale=cpu",)))
@@ -297,7 +297,7 @@ def test_the_command_line_has_the_last_word() -> None:
     assert (config.loss.name, config.dataset.name, config.optimizer.lr_g) == ("sgan", "digits", 7e-7)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", tiny.mostly_slow(EXPERIMENTS))
 def test_smoke_makes_any_of_them_small(experiment: str) -> None:
     small = composed(f"experiment={experiment}", "scale=smoke")
     assert small.train.iterations is not None
@@ -306,7 +306,7 @@ def test_smoke_makes_any_of_them_small(experiment: str) -> None:
     assert small.name == "smoke"  # not among the real runs
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", tiny.mostly_slow(DATASETS))
 def test_minutes_and_an_hour_shrink_every_data_set(name: str) -> None:
     minutes, hour = (composed(f"dataset={name}", f"scale={scale}") for scale in ("minutes", "hour"))
     assert minutes.dataset.image_size == (16 if "digits" in name else 32)
@@ -321,7 +321,7 @@ def test_minutes_and_an_hour_shrink_every_data_set(name: str) -> None:
 
 
 @pytest.mark.parametrize("scale", ["minutes", "hour"])
-@pytest.mark.parametrize("experiment", ["cifar10_stable_b", "cat256", "celeba64", "stacked"])
+@pytest.mark.parametrize("experiment", tiny.mostly_slow(["cifar10_stable_b", "cat256", "celeba64", "stacked"]))
 def test_minutes_and_an_hour_make_an_experiment_their_run_of_its_data_set(experiment: str, scale: str) -> None:
     small = composed(f"experiment={experiment}", f"scale={scale}")
     plain = composed(f"dataset={small.dataset.name}", f"scale={scale}")

@@ -153,6 +153,7 @@ def test_what_names_foreign_code_is_refused_by_its_name(sweep: Path, here: Path,
     assert "variety" in (here / "without.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_plugin_that_is_not_used_changes_nothing(here: Path, site: Path) -> None:
     """Neither may a run need what it has not used, nor an installed package stop an older run from going on."""
     small = ("dataset=digits", "dataset.num_images=64", "model.width=2", *SMALL, "metrics=none", "tracker=none")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 
@@ -61,6 +62,12 @@ def model(name: str = "dcgan", **options: Any) -> ConvOptions:
     made = dataclasses.replace(MODELS[name].options, **{"spectral_norm": False, **options})
     assert isinstance(made, ConvOptions)
     return made
+
+
+def mostly_slow(values: Iterable[str]) -> list[Any]:
+    """One in four of the values, and the others as parameters of slow tests."""
+    slow = pytest.mark.slow
+    return [pytest.param(value, marks=[slow] if number % 4 else []) for number, value in enumerate(values)]
 
 
 def penalty(name: str, weight: float | None = None) -> Penalty:

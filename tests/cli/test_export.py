@@ -155,6 +155,7 @@ def test_an_exported_file_can_be_exported_again(one_run: Path, monkeypatch: pyte
     assert Path("first.safetensors").read_bytes() == Path("second.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_traced_files_need_no_relgan(one_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call(monkeypatch, str(one_run), "out=generator.pt2")
     call(monkeypatch, str(one_run), "out=generator.onnx")
@@ -169,6 +170,7 @@ def test_traced_files_need_no_relgan(one_run: Path, monkeypatch: pytest.MonkeyPa
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_traced_conditional_network_takes_labels(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train_in(Path("run"), shared_cache, "dataset.labels=true")
     call(monkeypatch, str(run), "format=onnx")

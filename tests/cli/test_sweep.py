@@ -294,6 +294,7 @@ def test_nothing_of_one_job_is_in_the_next(sweep: Sweep) -> None:
     assert values(found) == values(alone)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_four_is_four_wandb_runs_even_when_one_raises(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
