@@ -241,6 +241,7 @@ def test_ctrl_c_ends_the_sweep_and_the_same_line_again_goes_on(sweep: Sweep, mon
     assert not tiny.differing(whole["optimizers"], tiny.last(jobs()[2])["optimizers"])
 
 
+@pytest.mark.slow
 def test_a_sweep_without_a_name_goes_on_in_its_own_directory(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         stop_at(2, patched)
@@ -272,6 +273,7 @@ def test_what_cannot_be_composed_stops_everything_before_it_starts(sweep: Sweep,
     assert not list(Path().rglob("summary.json"))
 
 
+@pytest.mark.slow
 def test_nothing_of_one_job_is_in_the_next(sweep: Sweep) -> None:
     def values(path: Path) -> list[dict[str, Any]]:
         return [

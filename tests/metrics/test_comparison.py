@@ -108,6 +108,7 @@ def test_an_exchanged_image_takes_all_along() -> None:
         assert batch.labels.tolist() == [20 + value for value in expected]
 
 
+@pytest.mark.slow
 def test_a_set_and_itself_are_not_told_apart(rows: tuple[Tensor, Tensor]) -> None:
     evaluator = judge(300, SCORES)
     features, logits = rows

@@ -19,6 +19,8 @@ from relgan.registry import DatasetOptions
 
 N_GENERATED, N_REAL = 10, 9
 CPU = torch.device("cpu")
+# Formulas are compared with the same packages elsewhere, on the same features.
+pytestmark = pytest.mark.slow
 
 
 def evaluator(weights: Path, real: Images, **options: object) -> Evaluator:
@@ -95,7 +97,6 @@ def test_the_comparison_is_not_trivial(ours: dict[str, float]) -> None:
     assert 0 < ours["eval/precision"] < 1 or 0 < ours["eval/recall"] < 1
 
 
-@pytest.mark.slow
 def test_fid_equals_torchmetrics_without_antialiasing(ours: dict[str, float], inception_weights: Path) -> None:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -107,7 +108,6 @@ def test_fid_equals_torchmetrics_without_antialiasing(ours: dict[str, float], in
     assert ours["eval/fid"] == pytest.approx(float(metric.compute()), rel=1e-3)
 
 
-@pytest.mark.slow
 def test_cifar10_train_against_test_gives_the_known_fid() -> None:
     """With the published weights and CIFAR-10 at hand (RELGAN_CIFAR10=PATH of the original archive)."""
     from relgan.data import prepare
