@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks.timing import PLAIN
 from relgan.build import build_run
 from relgan.cli.command import Line
 from relgan.cli.compose import compose
@@ -27,7 +28,6 @@ from relgan.networks.blocks import SpectralNorm
 from relgan.training.loop import Loop
 from relgan.training.signals import StopSignals
 
-PLAIN = ("tracker=none", "metrics=none", "train.sample_every=0", "train.checkpoint_every=0", "device=cpu")
 WARM_UPS, TIMED, PROFILED = 10, 40, 20
 
 OPTIMIZER, SPECTRAL_NORM = "optimizer", "power iterations of spectral norm"
@@ -83,11 +83,10 @@ def shares(loop: Loop) -> tuple[float, float, dict[str, float]]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        words = [*PLAIN, *sys.argv[1:]]
+        words = [*PLAIN, "device=cpu", *sys.argv[1:]]
         run = build_run(compose(Line.of(words)), Path(folder) / "run", words)
         milliseconds, count, found = shares(Loop(run, StopSignals(), show=False))
-        run.trackers.close(0)
-        run.lock.release()
+        run.close(0)
     title = f"{run.describe()}: {milliseconds:.1f} ms and {count:,.0f} operations an iteration"
     table = Table("", "share", title=title)
     for name, share in found.items():

@@ -13,6 +13,9 @@ from multiprocessing.connection import Connection
 from rich.console import Console
 from rich.table import Table
 
+PLAIN = ("tracker=none", "metrics=none", "seed=1", "train.sample_every=0", "train.checkpoint_every=0")
+"""Options of a run that does nothing but train."""
+
 Prepare = Callable[[], Callable[[], object]]
 """Builds a contestant; what it returns is timed and must not return before its work is done."""
 

@@ -147,6 +147,7 @@ class TrackerOptions(Options):
     )
 
 
+# By identity, because options cannot be hashed.
 @dataclass(frozen=True, eq=False)
 class Entry(Generic[OptionsT]):
     """One part that can be chosen by name.

@@ -254,8 +254,7 @@ def test_an_iteration_from_images_to_the_average(name: str, tmp_path: Path, monk
         loop.iterate()
     assert memory(run.update, run.state) == before
     assert run.state.step == 2
-    run.trackers.close(0)
-    run.lock.release()
+    run.close(0)
 
 
 def test_an_evaluation_stays_on_its_device_and_its_sums_read_nothing_back() -> None:

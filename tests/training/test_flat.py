@@ -35,8 +35,7 @@ def test_update_10000_costs_what_update_100_did(tmp_path: Path) -> None:
 
     loop.iterate = watched  # type: ignore[method-assign]
     loop.run_until_done()
-    run.trackers.close(0)
-    run.lock.release()
+    run.close(0)
     speed = {
         window: statistics.median(
             record["train/images_per_second"]

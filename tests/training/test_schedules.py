@@ -54,8 +54,7 @@ def built(directory: Path, *options: str) -> Iterator[Run]:
     try:
         yield run
     finally:
-        run.trackers.close(0)
-        run.lock.release()
+        run.close(0)
 
 
 def test_every_value_reaches_its_place(tmp_path: Path) -> None:

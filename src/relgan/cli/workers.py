@@ -19,12 +19,10 @@ log = logging.getLogger("relgan")
 # What a job of submitit on this machine may see, which finds CUDA_VISIBLE_DEVICES empty: that variable's value before.
 GPUS = "RELGAN_GPUS"
 ALL = "all"
+MOST = 8  # jobs of a machine without a GPU; each takes about 1 GB
 
 _asked: int | None = None
 _slot: FileLock | None = None
-
-
-MOST = 8  # jobs of a machine without a GPU; each takes about 1 GB
 
 
 def at_once() -> int:

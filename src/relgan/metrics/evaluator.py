@@ -23,7 +23,7 @@ from relgan.images import grid
 from relgan.metrics.catalogue import ScoreCard, card_of
 from relgan.metrics.extractors import Extractor, Extractors, home, own_options
 from relgan.metrics.reference import Images, StoreImages, real_statistics
-from relgan.metrics.scores import Batch, Score, Seen
+from relgan.metrics.scores import Batch, Score, Seen, WarnOnce
 from relgan.metrics.scores.copies import Neighbours
 from relgan.metrics.statistics import RealStatistics
 from relgan.networks.sampling import UNSCORABLE, draw_labels, sample_images
@@ -85,7 +85,7 @@ class Evaluator:
         # For each network the scores that feed its accumulators: one of those that share an accumulator.
         self._feeding: dict[Extractor | None, list[Score]] = {}
         self._prepare_accumulators()
-        self._warned: set[str] = set()
+        self._warn_once = WarnOnce()
 
     def _sensible(self, dataset: DatasetOptions) -> list[str]:
         """The scores that are asked for and make sense."""
@@ -326,11 +326,6 @@ class Evaluator:
     def by_class(self) -> dict[str, dict[int, float]]:
         """Of the last scores, those that are known for each class, under their full keys."""
         return {score.key(name): dict(values) for score in self.scores for name, values in score.by_class.items()}
-
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            log.warning("%s", message)
 
     def neighbours(self, generator: nn.Module, *, count: int = 8, k: int = 5) -> Tensor | None:
         """A picture to spot memorising: each row a generated image and the ``k`` training images nearest to it.

@@ -80,10 +80,7 @@ def train(run: Run, *, show: bool = True, asked_to_stop: Callable[[], int | None
         run.write_summary(outcome.status, images_per_second=loop.speed.images_per_second, error=trace)
         raise
     finally:
-        # A communicator of NCCL waits, at its end, for every graph that has recorded its calls.
-        del run.iteration
-        run.trackers.close(outcome.exit_code)
-        run.lock.release()
+        run.close(outcome.exit_code)
     return outcome
 
 

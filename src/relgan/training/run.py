@@ -62,6 +62,13 @@ class Run:
     lock: BaseFileLock = field(init=False)
     """Both are there once the run has its directory (relgan.resume.begin)."""
 
+    def close(self, exit_code: int) -> None:
+        """Give back what others wait for; a closed run trains no more."""
+        # A communicator of NCCL waits, at its end, for every graph that has recorded its calls.
+        del self.iteration
+        self.trackers.close(exit_code)
+        self.lock.release()
+
     @property
     def device(self) -> torch.device:
         return self.state.device

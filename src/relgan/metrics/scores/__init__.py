@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from relgan.config import MetricsConfig
 from relgan.metrics.catalogue import full_key
 from relgan.metrics.extractors import Extractor, Extractors, own_values
 from relgan.metrics.statistics import FeatureBank, RealStatistics
+
+log = logging.getLogger("relgan")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,18 @@ class Batch:
     def without_images(self) -> Batch:
         """The same with images of no size."""
         return replace(self, images=self.images[..., :0, :0])
+
+
+class WarnOnce:
+    """Logs each warning the first time."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            log.warning("%s", message)
 
 
 Seen = Mapping[Extractor | None, Batch]
@@ -88,6 +103,7 @@ class Score(ABC):
 
     def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
         self.options, self.metrics = options, metrics
+        self.warn_once = WarnOnce()
         self.images = metrics.num_images
         self.reference_images = metrics.reference_images
 

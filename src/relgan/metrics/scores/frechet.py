@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torchmetrics import Metric
 
-from relgan.config import MetricsConfig
-from relgan.metrics.extractors import Extractors
 from relgan.metrics.scores import Batch, FeatureScore
 from relgan.metrics.statistics import FeatureMoments, Gaussian, Reference
 
@@ -35,10 +33,6 @@ class Frechet(FeatureScore):
 
     needs_real = "moments"
 
-    def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
-        super().__init__(options, metrics, extractors)
-        self._warned = False
-
     def accumulator(self) -> Metric:
         return FeatureMoments(self.extractor.num_features)
 
@@ -46,14 +40,10 @@ class Frechet(FeatureScore):
         accumulator.update(batch.features)
 
     def compute(self, accumulated: Any) -> dict[str, float]:
-        self._warn_of_few(min(accumulated.images, self.real.gaussian.images))
-        return {"fid": frechet_distance(accumulated, self.real.gaussian)}
-
-    def _warn_of_few(self, images: int) -> None:
-        if images <= self.extractor.num_features and not self._warned:
-            self._warned = True
-            log.warning(
-                "the Fréchet distance of %d images in %d dimensions is far too high in absolute terms; "
-                "compare it only with others of the same counts",
-                *(images, self.extractor.num_features),
+        fewest, features = min(accumulated.images, self.real.gaussian.images), self.extractor.num_features
+        if fewest <= features:
+            self.warn_once(
+                f"the Fréchet distance of {fewest} images in {features} dimensions is far too high in absolute terms; "
+                "compare it only with others of the same counts"
             )
+        return {"fid": frechet_distance(accumulated, self.real.gaussian)}

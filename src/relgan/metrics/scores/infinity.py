@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from relgan.config import MetricsConfig
-from relgan.metrics.extractors import Extractors
 from relgan.metrics.scores import Batch, FeatureScore, RowScore
 from relgan.metrics.scores.frechet import frechet_distance
 from relgan.metrics.scores.inception import ClassMarginals
@@ -56,16 +53,11 @@ class FrechetInfinity(RowScore):
 
     needs_real = "moments"
 
-    def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
-        super().__init__(options, metrics, extractors)
-        self._warned = False
-
     def compute(self, accumulated: Tensor) -> dict[str, float]:
         images, features = accumulated.shape
-        if images < ENOUGH * features and not self._warned:
-            self._warned = True
-            few = "the Fréchet distance of %d images in %d dimensions cannot be extrapolated; that takes %d for each"
-            log.warning(few, images, features, ENOUGH)
+        if images < ENOUGH * features:
+            few = f"the Fréchet distance of {images} images in {features} dimensions cannot be extrapolated"
+            self.warn_once(f"{few}; that takes {ENOUGH} for each")
         fit = extrapolate(lambda chosen: frechet_of(accumulated[chosen], self.real.gaussian), images)
         return {"fid_infinity": fit.mean, "fid_infinity_se": fit.std}
 
