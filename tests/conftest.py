@@ -36,9 +36,12 @@ def _environment(shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
     """What a test answers is answered no more after it."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A script that starts the tests in the background has Ctrl-C ignored.
+    hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
+    # A script that starts the tests in the background has Ctrl-C ignored, nohup the closed terminal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in hangup:
+        signal.signal(number, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

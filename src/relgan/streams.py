@@ -65,6 +65,6 @@ class _Lossy(io.RawIOBase):
 
     def write(self, data: ReadableBuffer) -> int:
         written = None  # also the answer of a full pipe that does not block
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the target was closed
             written = self._target.write(data)
         return memoryview(data).nbytes if written is None else written

@@ -218,6 +218,16 @@ def test_what_was_printed_before_comes_first(monkeypatch: pytest.MonkeyPatch) ->
     assert written.getvalue().split() == [b"before", b"within", b"and", b"after"]
 
 
+def test_what_is_said_after_the_stream_was_closed_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", target)
+    with lossy():
+        kept = sys.stdout  # as a library's log handler keeps it
+        target.close()
+    kept.write("late")
+    kept.close()
+
+
 @pytest.mark.parametrize("place", ["gone/train.log", "/dev/full"])
 def test_a_log_that_cannot_be_written_loses_lines(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     handler = FileHandler(place, encoding="utf-8", delay=True)

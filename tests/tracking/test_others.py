@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -161,8 +162,9 @@ def test_jobs_that_start_together_make_one_database(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
 def test_a_library_that_is_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    module = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow.tracking"}[name]
-    monkeypatch.setitem(__import__("sys").modules, module, None)
+    for module in [each for each in sys.modules if each.startswith((f"{name}.", f"torch.utils.{name}"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=rf"^tracker: {name} is not installed; pip install 'relgan\[{name}\]'$"):
         tiny.run(tmp_path / "run", f"tracker.name={name}")
 

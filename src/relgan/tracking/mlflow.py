@@ -79,7 +79,10 @@ def start(options: MlflowOptions, context: Context) -> MlflowTracker:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of what it is built on
-        from mlflow.entities import Param
+        try:
+            from mlflow.entities import Param
+        except ImportError:
+            raise ConfigError("tracker", "mlflow is not installed; pip install 'relgan[mlflow]'") from None
 
         # Jobs that start together would create one database, or one experiment, at the same time.
         with locked(Path(options.folder).absolute() / "mlflow.db"):
@@ -98,10 +101,8 @@ def start(options: MlflowOptions, context: Context) -> MlflowTracker:
 
 
 def _client(options: MlflowOptions) -> MlflowClient:
-    try:
-        from mlflow.tracking import MlflowClient
-    except ImportError:
-        raise ConfigError("tracker", "mlflow is not installed; pip install 'relgan[mlflow]'") from None
+    from mlflow.tracking import MlflowClient
+
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
