@@ -191,6 +191,21 @@ def test_hydra_sweeps_over_what_the_file_says(experiment: str) -> None:
     assert yaml.safe_load(done.stdout)["hydra"]["sweeper"]["params"] == swept(experiment)
 
 
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        ([], ("rpgan_r1r2", "r1r2")),
+        (["loss=ragan"], ("ragan", "none")),
+        (["loss=wgan_gp"], ("wgan_gp", "gp")),
+        (["penalty=ar1r2"], ("rpgan_r1r2", "ar1r2")),
+        (["scale=minutes"], ("rpgan_r1r2", "r1r2")),
+    ],
+)
+def test_r3gans_networks_bring_the_loss_and_penalty_that_hold_them(words: list[str], chosen: tuple[str, str]) -> None:
+    config = composed("model=r3gan", *words)
+    assert (config.loss.name, config.penalty.name) == chosen
+
+
 @pytest.mark.parametrize("experiment", R3GAN)
 def test_the_published_numbers_of_r3gan(experiment: str) -> None:
     preset = R3GAN[experiment]
@@ -198,7 +213,8 @@ def test_the_published_numbers_of_r3gan(experiment: str) -> None:
     data, model, optimizer, schedule = config.dataset, config.model, config.optimizer, config.schedule
     train, metrics = config.train, config.metrics
     assert config.name == experiment
-    assert (data.name, data.image_size, data.labels, data.hflip) == (preset.dataset, preset.size, preset.labels, False)
+    assert (data.name, data.image_size, data.labels) == (preset.dataset, preset.size, preset.labels)
+    assert data.hflip == (experiment != "r3gan_stacked")  # digits have no mirror images
     assert data.num_images == (128_000 if experiment == "r3gan_stacked" else None)
     assert data.split == ("all" if data.name == "folder" else "train")
     assert isinstance(model, R3GANOptions)

@@ -10,12 +10,12 @@ from typing import Any
 
 from relgan.options import ConfigError, Options, option
 from relgan.registry import (
-    AUGMENTATIONS,
     DATASETS,
     AugmentOptions,
     ModelCard,
     ModelOptions,
     PenaltyOptions,
+    RandomOptions,
     TrackerOptions,
     combine,
     register_augment,
@@ -73,6 +73,14 @@ class ApproximateOptions(ZeroCenteredOptions):
     """A penalty on how far noise in the images moves the logits."""
 
     sigma: float = option(0.01, "standard deviation of the noise, where pixels reach from −1 to 1", gt=0)
+
+    def check(self, config: Any) -> None:
+        if config.precision == "tf32":
+            raise ConfigError(
+                "precision",
+                f"must not be tf32 with penalty={self.name}, whose difference of two passes it rounds away "
+                "(accepted: auto, fp32, bf16)",
+            )
 
 
 @dataclass
@@ -179,29 +187,6 @@ register_model(
 register_model(
     "r3gan", R3GANOptions, "relgan.networks.r3gan:build", about="R3GAN's residual networks", facts=_CONDITIONAL
 )
-
-
-@dataclass
-class RandomOptions(AugmentOptions):
-    """An augmentation that changes each image with some probability.
-
-    With ``target``, and unless ``schedule.augment_p`` sets it, the probability is steered by what the critic says of
-    real images (Karras et al. 2020): up while it is too sure of them, down while it is not.
-    """
-
-    p: float = option(1.0, "probability of each of its transformations, at the start", ge=0, le=1)
-    target: float | None = option(
-        None,
-        "steers p until the mean sign of real − fake (of real, in a standard loss) is this; null: it is not",
-        ge=-1,
-        le=1,
-    )
-    ramp: float = option(500_000, "images in which a steered p goes from 0 to 1 if nothing stops it", gt=0)
-
-    def check(self, config: Any) -> None:
-        steered = self.target is not None and config.schedule.augment_p is None
-        if not steered and self.ramp != vars(AUGMENTATIONS[self.name].options)["ramp"]:
-            raise ConfigError("augment.ramp", "counts only where augment.target steers p")
 
 
 @dataclass

@@ -28,6 +28,7 @@ from relgan.registry import (
     LossOptions,
     ModelOptions,
     PenaltyOptions,
+    RandomOptions,
     Registry,
     TrackerOptions,
 )
@@ -403,7 +404,7 @@ def _check_schedule(config: Config) -> None:
         raise ConfigError("schedule.burn_in", f"give what it ends at: one of schedule.{', schedule.'.join(last)}")
     if schedule.gamma is not None and not hasattr(config.penalty, "weight"):
         raise ConfigError("schedule.gamma", f"penalty={config.penalty.name} has no coefficient that could move")
-    if schedule.augment_p is not None and not hasattr(config.augment, "p"):
+    if schedule.augment_p is not None and not isinstance(config.augment, RandomOptions):
         raise ConfigError("schedule.augment_p", f"augment={config.augment.name} has no probability")
     if config.optimizer.decay and not {"lr_g", "lr_d"}.isdisjoint(moving):
         raise ConfigError("optimizer.decay", "must be 0 with schedule.lr_g or schedule.lr_d, which move the rates too")

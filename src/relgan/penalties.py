@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -223,36 +224,22 @@ def gp(options: WeightedOptions) -> Penalty:
     return GradientPenalty(options.weight, options.interval)
 
 
-def r1(options: ZeroCenteredOptions) -> Penalty:
-    return _zero_centered(options, at_fake=False)
-
-
-def r2(options: ZeroCenteredOptions) -> Penalty:
-    return _zero_centered(options, at_real=False)
-
-
-def r1r2(options: ZeroCenteredOptions) -> Penalty:
-    return _zero_centered(options)
-
-
-def ar1(options: ApproximateOptions) -> Penalty:
-    return _approximate(options, at_fake=False)
-
-
-def ar2(options: ApproximateOptions) -> Penalty:
-    return _approximate(options, at_real=False)
-
-
-def ar1r2(options: ApproximateOptions) -> Penalty:
-    return _approximate(options)
-
-
 def _zero_centered(options: ZeroCenteredOptions, *, at_real: bool = True, at_fake: bool = True) -> Penalty:
     return ZeroCenteredPenalty(options.weight, at_real, at_fake, options.interval, options.share)
 
 
+r1r2 = _zero_centered
+r1 = partial(_zero_centered, at_fake=False)
+r2 = partial(_zero_centered, at_real=False)
+
+
 def _approximate(options: ApproximateOptions, *, at_real: bool = True, at_fake: bool = True) -> Penalty:
     return ApproximatePenalty(options.weight, at_real, at_fake, options.interval, options.share, options.sigma)
+
+
+ar1r2 = _approximate
+ar1 = partial(_approximate, at_fake=False)
+ar2 = partial(_approximate, at_real=False)
 
 
 def dragan(options: WeightedOptions) -> Penalty:

@@ -86,6 +86,32 @@ class AugmentOptions(Options):
 
 
 @dataclass
+class RandomOptions(AugmentOptions):
+    """An augmentation that changes each image with some probability.
+
+    With ``target``, and unless ``schedule.augment_p`` sets it, the probability is steered by what the critic says of
+    real images (Karras et al. 2020): up while it is too sure of them, down while it is not.
+    """
+
+    p: float = option(1.0, "probability of each of its transformations, at the start", ge=0, le=1)
+    target: float | None = option(
+        None,
+        "mean sign of real − fake (of real, in a standard loss) to which p is steered; null: p is not steered",
+        ge=-1,
+        le=1,
+    )
+    ramp: float = option(500_000, "images in which a steered p goes from 0 to 1 if nothing stops it", gt=0)
+
+    def check(self, config: Any) -> None:
+        scheduled = config.schedule.augment_p is not None
+        steered = self.target is not None and not scheduled
+        if self.p == 0 and not (steered or scheduled):
+            raise ConfigError("augment.p", "is 0 and nothing moves it; give it, augment.target or schedule.augment_p")
+        if not steered and self.ramp != vars(AUGMENTATIONS[self.name].options)["ramp"]:
+            raise ConfigError("augment.ramp", "counts only where augment.target steers p")
+
+
+@dataclass
 class DatasetOptions(Options):
     """Real images; the defaults are each data set's own."""
 

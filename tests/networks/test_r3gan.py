@@ -108,10 +108,11 @@ def test_every_block_begins_as_the_identity() -> None:
             assert torch.equal(block(x), x)
 
 
-def test_initialisation() -> None:
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_initialisation(blocks: int) -> None:
     torch.manual_seed(0)
-    generator, critic = build_networks(options(latent_dim=128, width=128, blocks=1), 64, 3, 50)
-    gain = math.sqrt(2 / 1.04) / 5**0.25
+    generator, critic = build_networks(options(latent_dim=128, width=128, blocks=blocks), 64, 3, 50)
+    gain = math.sqrt(2 / 1.04) / (5 * blocks) ** 0.25
     for network in (generator, critic):
         inside = [module for block in network.modules() if isinstance(block, Block) for module in block.branch]
         for conv in (module for module in network.modules() if isinstance(module, nn.Conv2d)):

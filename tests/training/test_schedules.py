@@ -121,6 +121,13 @@ def test_a_half_life_counts_the_images_that_the_critic_sees(tmp_path: Path) -> N
         assert run.state.ema.decay**10 == pytest.approx(0.5)
 
 
+def test_a_course_counts_the_images_that_the_critic_sees(tmp_path: Path) -> None:
+    options = ("optimizer.n_critic=5", "schedule.burn_in=40", "optimizer.lr_g=1", "schedule.lr_g=0.5")
+    with built(tmp_path, *options) as run:
+        run.schedules.apply(1)  # 20 images of 40
+        assert run.state.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.75)
+
+
 def test_a_penalty_that_skips_updates_is_in_the_log(tmp_path: Path) -> None:
     tiny.run(tmp_path, "penalty.name=r1", "penalty.interval=2", "train.log_every=2")
     assert all(record["train/penalty"] > 0 for record in tiny.records(tmp_path))

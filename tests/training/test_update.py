@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 import tiny
 from relgan.augment import Augmentation
+from relgan.builtin import AdaOptions
 from relgan.config import OptimizerConfig
 from relgan.data.batches import Batch
 from relgan.losses import AdversarialLoss, get_loss
 from relgan.penalties import Penalty
+from relgan.training.strength import Strength
 from relgan.training.update import Update
 
 CPU = torch.device("cpu")
@@ -133,6 +135,25 @@ def test_a_penalty_is_added_to_the_critics_loss_and_reported() -> None:
     assert with_it.penalty.item() > 0
     assert with_it.loss.item() == pytest.approx(without.loss.item())
     assert with_it.grad_norm.item() != pytest.approx(without.grad_norm.item())
+
+
+@pytest.mark.parametrize(("interval", "scale", "times"), [(4, 1.0, 4.0), (1, 0.5, 0.5), (4, 0.5, 2.0)])
+def test_a_lazy_penalty_counts_its_interval_and_follows_its_scale(interval: int, scale: float, times: float) -> None:
+    """Value and gradient, to which the loss adds what it does without a penalty."""
+    changes, values = [], []
+    for each in ({}, {"interval": interval}):
+        update = make("sgan", penalty=dataclasses.replace(tiny.penalty("r1", 5.0), **each))
+        if each:
+            update.penalty_scale.fill_(scale)
+        real, z = batch(1)
+        alone = copy.deepcopy(update)
+        alone.update_critic(real, z, penalised=False)
+        values.append(update.update_critic(real, z).penalty)
+        pairs = zip(gradients(update.critic), gradients(alone.critic), strict=True)
+        changes.append([penalised - plain for penalised, plain in pairs])
+    torch.testing.assert_close(values[1], times * values[0])
+    for scaled, plain in zip(changes[1], changes[0], strict=True):
+        torch.testing.assert_close(scaled, times * plain, rtol=1e-3, atol=1e-5)
 
 
 def test_clipping_bounds_every_weight_of_the_critic_and_no_other() -> None:
@@ -273,6 +294,88 @@ def test_an_augmentation_without_random_numbers_is_applied() -> None:
     real, z = batch(1)
     result = update.update_critic(real, z)
     assert torch.equal(result.real_logits, result.fake_logits)
+
+
+class Doubled(Augmentation):
+    """x ↦ 2x."""
+
+    def __call__(self, images: Tensor, u: Tensor, p: Tensor) -> Tensor:
+        return 2 * images
+
+
+class Slope(nn.Module):
+    """C(x) = ⟨w, x⟩, with w = 1 everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(1, 32, 32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.w * images).sum((1, 2, 3))
+
+
+def test_a_penalty_is_taken_at_the_image_before_its_augmentation() -> None:
+    """∇ₓC(2x) = 2w, so R1 is γ/2·4‖w‖²; at the augmented image, or without augmentation, it would be γ/2·‖w‖²."""
+    update = make("sgan", penalty=tiny.penalty("r1", 1.0))
+    critic = Slope()
+    update = dataclasses.replace(
+        update,
+        critic=critic,
+        optimizer_d=torch.optim.Adam(critic.parameters(), lr=0.1),
+        augmentation=Doubled(),
+    )
+    real, z = batch(1)
+    assert update.update_critic(real, z).penalty.item() == pytest.approx(4 * 32 * 32 / 2)
+
+
+class Heard(nn.Module):
+    """A network that notes the labels it is called with."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.labels = network, list[Tensor]()
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        self.labels.append(labels)
+        made: Tensor = self.network(x, labels)
+        return made
+
+
+def test_a_fake_has_the_label_of_its_real_image() -> None:
+    torch.manual_seed(0)
+    update = tiny.update(tiny.model(width=2, latent_dim=4), "rsgan", penalty=tiny.penalty("r1r2"), classes=10)
+    generator, critic = Heard(update.generator), Heard(update.critic)
+    update = dataclasses.replace(update, generator=generator, critic=critic)
+    real, z = batch(1)
+    labelled = Batch(real.images, torch.tensor([3, 1, 4, 1, 5, 9]))
+    update.update_critic(labelled, z)
+    update.update_generator(labelled, z)
+    assert (len(generator.labels), len(critic.labels)) == (2, 6)  # the critic: real, fake; R1, R2; real, fake
+    assert all(torch.equal(labels, labelled.labels) for labels in generator.labels + critic.labels)
+
+
+@pytest.mark.parametrize(("loss", "sure"), [("rsgan", 1.0), ("sgan", 0.0)])
+def test_what_steers_the_augmentation_is_what_the_loss_compares(loss: str, sure: float) -> None:
+    """Every logit is negative, those of real images less so: a paired critic is sure of them, a standard one is not."""
+
+    class Brightness(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.offset = nn.Parameter(torch.tensor(-9.0))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((1, 2, 3)) + self.offset
+
+    critic = Brightness()
+    update = dataclasses.replace(
+        tiny.update(tiny.model(width=2, latent_dim=4), loss),
+        critic=critic,
+        optimizer_d=torch.optim.SGD(critic.parameters(), lr=0.1),
+        strength=Strength(AdaOptions(p=0.5, target=0.0, ramp=100), 6, CPU),
+    )
+    _, z = batch(1)
+    update.update_critic(Batch(torch.ones(6, 1, 32, 32)), z)
+    assert update.strength.p.item() == pytest.approx(0.5 + (0.06 if sure else -0.06))
 
 
 @pytest.mark.parametrize("share", [0.4, 0.5])

@@ -98,7 +98,7 @@ class Block(nn.Module):
         return summed
 
 
-class _Resample(nn.Module):
+class _Filtered(nn.Module):
     """A 1×1 convolution where the width changes, and the filter [1, 3, 3, 1]/8 of each axis, times ``gain``."""
 
     gain: float
@@ -118,7 +118,7 @@ class _Resample(nn.Module):
         return filtered.to(dtype)
 
 
-class Up(_Resample):
+class Up(_Filtered):
     """Double the height and width: the convolution, then the filter."""
 
     gain = 4.0
@@ -127,7 +127,7 @@ class Up(_Resample):
         return self._filtered(self.conv(x), _transposed)
 
 
-class Down(_Resample):
+class Down(_Filtered):
     """Halve the height and width: the filter, then the convolution."""
 
     gain = 1.0

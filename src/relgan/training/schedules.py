@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from relgan.builtin import RandomOptions
 from relgan.config import Config
+from relgan.registry import RandomOptions
 from relgan.training.state import TrainState, set_rate
 from relgan.training.update import Update
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from relgan.builtin import RandomOptions
 from relgan.distributed import average
-from relgan.registry import AugmentOptions
+from relgan.registry import AugmentOptions, RandomOptions
 
 _MEMORY = 0.75  # of the mean sign per update: about the four batches of the paper
 
