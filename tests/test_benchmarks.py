@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +12,6 @@ from rich.table import Table
 from torch import nn
 
 from relgan.data.batches import Batch
-
-
-@pytest.fixture(autouse=True)
-def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:

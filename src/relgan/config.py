@@ -100,7 +100,7 @@ class MetricsConfig:
     every: int | None = option(
         None, "generator updates between evaluations; null: a tenth of the run; 0: only at step 0 and the end", ge=0
     )
-    num_images: int = option(2000, "generated images per evaluation (real ones: at most as many, or all)", ge=2)
+    num_images: int = option(2000, "generated images per evaluation (metrics.modes_images for modes)", ge=2)
     reference_images: int | None = option(5000, "real images to compare with; null: the whole training set", ge=2)
     modes_images: int = option(10000, "generated images for mode coverage", ge=1)
     extractor: str = option("auto", "feature network of the scores", choices=lambda: ("auto", *EXTRACTORS.names()))
@@ -154,10 +154,15 @@ class Config:
         choices=("auto", "fp32", "tf32", "bf16"),
     )
     engine: str = option(
-        "auto", "auto: cudagraph on CUDA, else eager", choices=("auto", "eager", "compiled", "cudagraph")
+        "auto",
+        "auto: cudagraph on CUDA where a graph can be recorded (not with schedule.beta2), else eager",
+        choices=("auto", "eager", "compiled", "cudagraph"),
     )
     resume: str | None = option(
-        None, "auto: go on with this run; or the path of a run directory or checkpoint", path=True
+        None,
+        "auto: continue the newest run of this name and configuration; PATH: begin a new run from a run directory or "
+        "checkpoint",
+        path=True,
     )
     plugins: list[str] = option([], "modules or .py files that register losses, networks … of your own")
     fail_fast: bool = option(False, "stop a sweep at the first job that fails")
@@ -386,7 +391,7 @@ def validate(config: Config) -> None:
     if len(config.optimizer.betas) != 2:
         raise ConfigError("optimizer.betas", f"must be two numbers in [0, 1), got {list(config.optimizer.betas)}")
     if (config.train.iterations is None) == (config.train.epochs is None):
-        raise ConfigError("train.iterations", "give either train.iterations or train.epochs (the other null)")
+        raise ConfigError("train.iterations", "give either train.iterations or train.epochs, and set the other to null")
     _check_schedule(config)
     _check_labels(config)
     for group in GROUPS:
@@ -399,7 +404,9 @@ def _check_schedule(config: Config) -> None:
     last = {f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule) if f.name != "burn_in"}
     moving = [name for name, value in last.items() if value is not None]
     if moving and schedule.burn_in is None:
-        raise ConfigError(f"schedule.{moving[0]}", "needs schedule.burn_in, the images until it is reached")
+        raise ConfigError(
+            f"schedule.{moving[0]}", "needs schedule.burn_in: after how many images the last value is reached"
+        )
     if schedule.burn_in is not None and not moving:
         raise ConfigError("schedule.burn_in", f"give what it ends at: one of schedule.{', schedule.'.join(last)}")
     if schedule.gamma is not None and not hasattr(config.penalty, "weight"):

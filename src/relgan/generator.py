@@ -131,7 +131,7 @@ class TrainedGenerator:
         Args:
             seed: the same seed, the same images; with the same seed, images of two classes differ by the class only.
             labels: class of all images, or of each, by number or name; None: drawn, as frequent as in training.
-            truncation: factor of the latents; below 1 images are safer and more alike.
+            truncation: factor of the latents; below 1, images are better and less varied.
 
         Raises:
             ConfigError: there is no such class, or labels are not ``n``.

@@ -248,7 +248,10 @@ def test_pictures_are_not_scored_in_the_order_of_their_names(tmp_path: Path, mon
         (["metrics=quick"], "give either run="),
         (["images=x", "against=y"], "against: compares two runs"),
         (["run=RUN", "against=/nowhere"], "/nowhere"),
-        (["run=RUN", "against=RUN", "metrics.scores=[]"], "metrics.scores: names no score of features"),
+        (
+            ["run=RUN", "against=RUN", "metrics.scores=[]"],
+            "metrics.scores: a comparison needs at least one score made from features",
+        ),
         (["run=/nowhere"], "no such checkpoint"),
         (["run=/nowhere", "checkpoint=newest"], "checkpoint: 'newest' is not one of best, last"),
         (["images=/nowhere", "reference=/nowhere"], "images: /nowhere does not exist"),

@@ -135,7 +135,7 @@ def test_what_ended_badly_is_counted_for_each_dataset(tmp_path: Path) -> None:
     assert '<small class="diverged">digits: 1 diverged</small>' in page
     assert '<small class="failed">digits: 1 failed</small>' in page
     assert ">cifar10: " not in page
-    assert "ragan: of 2 seeds 1 diverged, not in its mean." in page
+    assert "ragan: of 2 seeds 1 diverged, not counted in its mean." in page
     make_sweep(tmp_path / "t", ["ragan", "sgan"], ["digits"], 2)
     assert ">digits: " not in write_report([tmp_path / "t"], tmp_path).read_text()
 
@@ -183,7 +183,7 @@ def test_networks_compared_on_the_same_latents_are_shown(tmp_path: Path) -> None
     assert "same latents" not in page.read_text()
     (run / "against.json").write_text(json.dumps(compared))
     write_report([tmp_path / "s"], tmp_path)
-    text = " ".join(re.sub("<[^>]*>", " ", page.read_text().partition("Compared on the same latents")[2]).split())
+    text = " ".join(re.sub("<[^>]*>", " ", page.read_text().partition("Compared on the same noise")[2]).split())
     assert "sgan, seed 1 1,500 updates Fréchet distance (digits) −10 −12.5 to −7.5 better" in text
 
 

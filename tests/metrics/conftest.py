@@ -11,9 +11,7 @@ import torch
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state dict of torch-fidelity's Inception whose features and logits vary from image to image."""
-    with pytest.MonkeyPatch.context() as path:
-        path.syspath_prepend(Path(__file__).parents[2])
-        from benchmarks.scores import random_inception
+    from benchmarks.scores import random_inception
 
     return random_inception(tmp_path_factory.mktemp("weights") / "inception-random.pth")
 

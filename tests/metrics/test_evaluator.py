@@ -153,16 +153,35 @@ def test_few_images_and_a_constant_generator_give_numbers(count: int, caplog: py
     assert len(caplog.records) == lines
 
 
+@pytest.mark.parametrize(
+    "error", [torch.linalg.LinAlgError("failed to converge"), torch.OutOfMemoryError("out of memory")]
+)
 def test_a_decomposition_that_fails_costs_its_score_and_one_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(matrix: Tensor) -> Tensor:
-        raise torch.linalg.LinAlgError("failed to converge")
+        raise error
 
     monkeypatch.setattr(torch.linalg, "eigvalsh", fails)
     scores = evaluator(scores=["vendi", "is"]).evaluate(Replay(real_images(prepare(DIGITS), 60)))
     assert list(scores) == ["eval/score_digits", "eval/score_digits_std"]
-    assert [record.message for record in caplog.records].count("vendi: failed to converge") == 1
+    assert [record.message for record in caplog.records].count(f"vendi: {error}") == 1
+
+
+def test_ranks_wait_for_each_other_before_any_formula_which_may_fail_on_one_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judge, order = evaluator(scores=["fid", "is", "kid"], kid_subsets=3), []
+
+    def noted(owner: Any, what: str) -> None:
+        compute = owner.compute
+        monkeypatch.setattr(owner, "compute", lambda *gathered: (order.append(what), compute(*gathered))[1])
+
+    for score in judge.scores:
+        noted(judge._accumulators[score], "together")
+        noted(score, "alone")
+    judge.evaluate(Replay(real_images(prepare(DIGITS), 60)))
+    assert order == ["together"] * 3 + ["alone"] * 3
 
 
 def test_copies_of_the_training_set_are_told_by_all_of_it() -> None:
@@ -186,11 +205,17 @@ def test_vendi_is_that_of_the_cosines_between_the_features() -> None:
     assert judge.evaluate(Replay(images))["eval/vendi_digits"] == pytest.approx(vendi_score(cosines / 30), rel=1e-6)
 
 
-def test_all_scores_come_from_one_pass_of_the_generator() -> None:
-    network = Replay(real_images(prepare(DIGITS), 60))
-    scores = evaluator(scores=FEATURE_SCORES, kid_subsets=3).evaluate(network)
+def test_all_scores_come_from_one_pass_of_the_generator(alexnet_weights: Path) -> None:
+    """Whichever networks they look through: digits, AlexNet and, beside them, a second one of features."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    network = Replay(real_images(prepare(STACKED), 60))
+    own = {"extractor": "efficientnet_lite0", "input_size": 32, "kid_subsets": 3}
+    names = [*FEATURE_SCORES, "modes", "lpips_diversity"]
+    judge = evaluator(STACKED, scores=names, modes_images=60, lpips_weights=str(alexnet_weights), lpips_pairs=30, **own)
+    assert len(judge._feeding) == 3
+    scores = judge.evaluate(network)
     assert network.position == 60
-    assert {score_of(key) for key in scores} == set(FEATURE_SCORES)
+    assert {score_of(key) for key in scores} == set(names)
 
 
 def test_all_scores_by_their_names() -> None:
@@ -303,6 +328,32 @@ def test_reference_statistics_use_a_fixed_random_part() -> None:
     np.testing.assert_array_equal(fixed_subset(200, 500), np.arange(200))
 
 
+def test_the_picture_of_neighbours_shows_images_that_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training mode each image depends on those that are made with it."""
+    judge, drawn, scored = evaluator(scores=["fid", "neighbours"], generator_mode="train"), [], []
+    assert judge._neighbours is not None
+    find, look = judge._neighbours.find, judge._look
+    monkeypatch.setattr(judge._neighbours, "find", lambda images, *rest: drawn.append(images) or find(images, *rest))
+    monkeypatch.setattr(judge, "_look", lambda images, *rest: scored.append(images) or look(images, *rest))
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 1024), nn.BatchNorm1d(1024), nn.Tanh(), nn.Unflatten(1, (1, 32, 32))
+    network = nn.Sequential(*layers).eval()
+    judge.evaluate(network)
+    judge.neighbours(network)
+    assert torch.equal(drawn[0], scored[0][:8])
+    assert not network.training
+
+
+def test_every_rank_waits_for_the_features_that_the_picture_of_neighbours_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("relgan.metrics.evaluator.is_main", lambda: False)
+    judge = evaluator(scores=["neighbours"])
+    assert judge.neighbours(Replay(real_images(prepare(DIGITS), 8))) is None
+    [statistics] = judge._references.values()
+    assert len(statistics.features) == 200
+
+
 def test_neighbours_finds_the_copied_images() -> None:
     store = prepare(DIGITS)
     picture = evaluator(scores=["neighbours"]).neighbours(Replay(real_images(store, 8)), count=4, k=3)
@@ -327,7 +378,7 @@ def test_protocol_says_how_the_numbers_were_made() -> None:
     assert protocol["reference"]["split"] == "all"
     assert protocol["reference"]["fingerprint"] == prepare(STACKED).fingerprint
     assert {"resize", "generator", "generator_mode", "seed", "precision", "input_size"} <= protocol.keys()
-    assert {"torch", "torch-fidelity", "relgan"} <= protocol["versions"].keys()
+    assert {"torch", "torch-fidelity", "scikit-learn", "relgan"} <= protocol["versions"].keys()
     scores = ["is", "kid", "recall", "coverage", "fid", "is_infinity"]
     options = evaluator(scores=scores, neighbourhood=2, kid_subsets=7).protocol["options"]
     assert options == {
@@ -368,6 +419,22 @@ def test_lpips_weights_are_missed_before_training(
         evaluator(scores=["lpips_diversity"], lpips_weights=str(inception_weights))
     with pytest.raises(ConfigError, match=r"metrics\.batch_size.*even"):
         evaluator(scores=["lpips_diversity"], lpips_weights=str(alexnet_weights), batch_size=5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
+def test_lpips_diversity_of_images_that_are_too_small(alexnet_weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"scores": ["lpips_diversity", "is"], "lpips_weights": str(alexnet_weights), "lpips_pairs": 10}
+    tiny = DatasetOptions(name="digits", num_images=20, image_size=16)
+    complaint = r"^metrics\.scores: lpips_diversity needs images of at least 31×31 pixels, not 16×16$"
+    with pytest.raises(ConfigError, match=complaint):
+        evaluator(tiny, **options)
+    # Of pictures the options of a data set do not tell.
+    judge = evaluator(**options)
+    for height, width in ((31, 31), (31, 30)):
+        scores = judge.score([(0, torch.randint(256, (20, 1, height, width), dtype=torch.uint8))])
+        assert ("eval/lpips_diversity" in scores) == (width == 31)
+        assert "eval/score_digits" in scores
+    assert "lpips_diversity: needs images of at least 31×31 pixels; one has a side of 30" in caplog.messages
 
 
 @pytest.fixture

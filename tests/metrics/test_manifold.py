@@ -114,6 +114,20 @@ def test_copies_of_the_training_set(shift: float) -> None:
     assert authenticity(torch.cat([copies[:50], features(50, 12, 4, 9.0)]), real) == 0.5
 
 
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_an_image_that_the_real_set_holds_more_than_k_times_has_a_ball_without_size(scale: float) -> None:
+    """Rounding makes it none, wherever the image stands."""
+    one, other = features(1, 600, 1), scale * features(1, 600, 2)
+    copies = other.expand(7, -1)
+    generated = torch.cat([one, copies, copies + 1])
+    first, last = (all_four(generated, real, k=5) for real in (torch.cat([one, copies]), torch.cat([copies, one])))
+    # Only the ball around the single image, to whose edge the copies lie, has an inside.
+    assert first == last
+    assert first["coverage"] == 1 / 8
+    assert first["precision"] >= 8 / 15
+    assert not distances.radii(torch.cat([one, copies]), k=5)[1:].any()
+
+
 def test_copies_of_an_image_that_the_training_set_holds_several_times_are_copies() -> None:
     real = torch.cat([features(40, 12, 3), features(5, 12, 3)])
     assert authenticity(real[:10].clone(), real) == 0

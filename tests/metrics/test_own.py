@@ -15,7 +15,7 @@ from relgan.config import metrics_class
 from relgan.data import prepare
 from relgan.metrics.catalogue import Key, ScoreCard, direction, family, score_of, spellings, title
 from relgan.metrics.evaluator import Evaluator
-from relgan.metrics.extractors import Extractor
+from relgan.metrics.extractors import Extractor, Extractors
 from relgan.metrics.scores import Batch, RowScore, Score
 from relgan.options import ConfigError, Options, option
 from relgan.registry import EXTRACTORS, SCORES, DatasetOptions, register_extractor, register_score
@@ -130,6 +130,24 @@ def test_their_options_change_the_numbers_and_are_part_of_their_identity() -> No
     assert usual.protocol["weights_known"]
     assert usual.protocol["sharpness_images"] == 40
     assert changed.protocol["options"] == {"sharpness": {"distance": 5}}
+
+
+class ReachOfDigits(Reach):
+    """In the features of one network, whichever the others look through."""
+
+    def __init__(self, options: Any, metrics: Any, extractors: Extractors) -> None:
+        super().__init__(options, metrics, extractors)
+        self.extractor = extractors["digits"]
+
+
+def test_each_is_compared_with_real_images_as_its_own_network_sees_them() -> None:
+    register_score("reach_of_digits")(ReachOfDigits)
+    judge = evaluator(scores=["reach", "reach_of_digits"])
+    beside = judge.evaluate(generator())
+    assert [score.real.features.shape for score in judge.scores] == [(100, 48), (100, 64)]
+    assert beside["eval/reach_pooling"] == evaluator(scores=["reach"]).evaluate(generator())["eval/reach_pooling"]
+    digits = evaluator(scores=["reach"], extractor="digits").evaluate(generator())
+    assert beside["eval/reach_digits"] == digits["eval/reach_digits"]
 
 
 def test_a_score_that_needs_no_network_builds_none() -> None:

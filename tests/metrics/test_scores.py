@@ -147,7 +147,7 @@ def test_kernel_distance_equals_torch_fidelity(n: int, m: int, size: int) -> Non
     theirs = kid_features_to_metric(x, y, kid_subsets=9, kid_subset_size=size, verbose=False)
     ours = kernel_distance(x, y, subsets=9, subset_size=size)
     assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
-    assert ours.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3, abs=1e-6)
+    assert ours.spread == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3, abs=1e-6)
 
 
 def test_kernel_distance_is_unbiased_and_refuses_single_images() -> None:
@@ -175,8 +175,8 @@ def test_extrapolation_finds_the_value_at_infinity_and_how_well_the_line_fits() 
     assert line == pytest.approx((3, 0), abs=1e-6)
     rng = np.random.default_rng(0)
     noisy = extrapolate(lambda chosen: 3 + 50 / len(chosen) + rng.normal(scale=0.1), 400)
-    assert 0.01 < noisy.std < 0.2
-    assert abs(noisy.mean - 3) < 4 * noisy.std
+    assert 0.01 < noisy.spread < 0.2
+    assert abs(noisy.mean - 3) < 4 * noisy.spread
 
 
 def test_extrapolation_takes_random_subsets_from_a_tenth_to_all() -> None:
@@ -220,3 +220,12 @@ def test_vendi_counts_different_images() -> None:
     assert vendi_score(twice.T @ twice / 12) == pytest.approx(6)
     same = torch.ones(6, 6).double() / 6
     assert vendi_score(same) == pytest.approx(1)
+
+
+def test_vendi_takes_vectors_of_zeros_for_copies_of_each_other() -> None:
+    x = torch.eye(4)[[0, 1, 2, 2]].double()
+    blind = torch.cat([x, torch.zeros(4, 4)])
+    seen = torch.cat([x, torch.zeros(4, 4)], dim=1)
+    seen = torch.cat([seen, torch.eye(8)[[7] * 4].double()])  # a direction of their own
+    assert vendi_score(blind.T @ blind / 8) == pytest.approx(vendi_score(seen.T @ seen / 8))
+    assert vendi_score(torch.zeros(4, 4).double()) == pytest.approx(1)

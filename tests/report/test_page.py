@@ -91,7 +91,7 @@ def test_every_variant_is_in_every_chart(visit: Visit) -> None:
 def test_the_first_screen_answers(visit: Visit) -> None:
     answer = visit.page.locator(".panel:visible .verdict")
     assert "has the lowest mean Fréchet distance (digits)" in answer.inner_text()
-    assert "seeds do not tell it from" in answer.inner_text()
+    assert "seeds cannot tell it from" in answer.inner_text()
     for part in (answer, visit.page.locator(".panel:visible .dots")):
         box = part.bounding_box()
         assert box["y"] + box["height"] < SIZES["desktop"][1]

@@ -62,7 +62,7 @@ def test_a_winner_is_told_apart_from_every_other(tmp_path: Path) -> None:
     assert verdict.winner == "ralsgan"
     assert verdict.sentences == [
         "ralsgan has the lowest Fréchet distance (digits), 11.0 ± 1.0, told apart from every other variant by 3 seeds.",
-        "It is better than rahinge and sgan: by 10.0 (7.1 to 12.9) than rahinge, the nearest of them.",
+        "It is better than rahinge and sgan; the closest, rahinge, is behind by 10.0 (7.1 to 12.9).",
     ]
 
 
@@ -89,10 +89,10 @@ def test_what_seeds_do_not_tell_apart_has_no_winner(tmp_path: Path) -> None:
         ({"ragan": [10], "sgan": [90]}, "One seed of each cannot tell a difference from chance: run several"),
         ({"ragan": [10, 11], "sgan": [90]}, "One seed cannot tell a difference from chance: sgan has only one."),
         ({"ragan": [9, 9], "sgan": [8, 8]}, "sgan and ragan have the same score in every seed"),
-        ({"ragan": [9, 10], "sgan": [8, 9]}, "Two seeds say little of their spread"),
+        ({"ragan": [9, 10], "sgan": [8, 9]}, "Two seeds say little about the spread"),
         (
             {"ragan": [9, 10, 11], "sgan": [8, 9, 10], "hinge": [8, 9, 12]},
-            "3 seeds do not tell it from hinge and ragan.",
+            "3 seeds cannot tell it from hinge and ragan.",
         ),
         ({"ragan": [9, 10]}, "ragan ends with Fréchet distance (digits) 9.50 ± 0.71 (2 seeds)."),
         ({"ragan": [math.nan]}, "No run has finished with Fréchet distance (digits) yet."),
@@ -108,4 +108,4 @@ def test_runs_that_do_not_count_are_named(tmp_path: Path) -> None:
     judged(tmp_path, {"ragan": [10, 11, math.nan], "sgan": [9, 8, 7]})
     comparison = Comparison([read_run(path) for path in find_runs([tmp_path])])
     lines = [endings(variant, comparison.of(variant)) for variant in comparison.variants]
-    assert lines == [None, "ragan: of 3 seeds 1 diverged, not in its mean."]
+    assert lines == [None, "ragan: of 3 seeds 1 diverged, not counted in its mean."]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
+from torch import nn
 
 import tiny
 from relgan.build import build_run
@@ -118,6 +119,35 @@ def test_ranking(key: str, keep: int, expected: list[int]) -> None:
     for step, value in VALUES.items():
         history.remember({key: value}, step, keep)
     assert list(history.ranking) == expected
+
+
+def test_the_ranking_is_by_one_score_also_where_it_is_missing_once() -> None:
+    history = History()
+    assert history.remember({"eval/fid": 5.0, "eval/is": 2.0}, 2, keep=3)
+    assert not history.remember({"eval/is": 3.0}, 4, keep=3)
+    assert history.remember({"eval/is": 1.0, "eval/fid": 4.0}, 6, keep=3)
+    assert history.ranking == {6: 4.0, 2: 5.0}
+    assert history.best["eval/is"] == {"value": 3.0, "step": 4}
+
+
+def test_a_picture_of_neighbours_that_fails_on_every_rank_costs_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Evaluator:
+        def evaluate(self, generator: nn.Module) -> dict[str, float]:
+            return {"eval/fid": 3.0}
+
+        def neighbours(self, generator: nn.Module) -> None:
+            raise ValueError("digits computes features that are not finite")
+
+    run = build_run(tiny.config(), tmp_path)
+    run.evaluator = cast("Any", Evaluator())
+    for main in (True, False):
+        monkeypatch.setattr("relgan.training.run.is_main", lambda main=main: main)
+        assert run.evaluate() == {"eval/fid": 3.0}
+    run.close(0)
+    expected = "no picture of neighbours at update 0 (digits computes features that are not finite)"
+    assert caplog.messages.count(expected) == 2
 
 
 def test_of_equal_scores_the_earlier_is_better() -> None:

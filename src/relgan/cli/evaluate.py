@@ -34,7 +34,7 @@ relgan-eval images=FOLDER_OR_ZIP reference=FOLDER_OR_ZIP_OR_DATASET [metrics=…
 
 A run is scored as in training unless metrics say otherwise; against another run, with the same latents and real
 images, and an interval for each difference. Pictures of any size are scored at that size.
-Also accepted: metrics=default|quick|paper_cifar10, seed, device, dataset.path.
+Also accepted: metrics=default|quick|paper_cifar10|paper_cat, seed, device, dataset.path.
 """
 _RUN_MAY_CHANGE = ("metrics", "device", "seed", "dataset.path", "plugins")
 SHUFFLE = 2020  # the seed by which torch-fidelity shuffles, too
@@ -171,7 +171,7 @@ def _compare_runs(options: EvalOptions, line: Line) -> Result:
     check_comparable(run, against)
     evaluator = run.evaluator()
     if all(score.extractor is None for score in evaluator.scores):
-        raise ConfigError("metrics.scores", "names no score of features, which a comparison is made of")
+        raise ConfigError("metrics.scores", "a comparison needs at least one score made from features")
     with _one_line():
         ours, theirs = (sample(evaluator, each.trained.module, each.trained.latent_dim) for each in (run, against))
     with progress_bar(3 * EXCHANGES, "comparing") as bar:

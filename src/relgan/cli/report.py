@@ -37,7 +37,7 @@ def report(options: ReportOptions, line: Line) -> None:
     if out.suffix.lower() != ".html":
         raise ConfigError("out", f"{out} does not end in .html")
     if not options.runs:
-        raise RelganError("give a sweep, a run directory or a folder that contains some")
+        raise RelganError("give a sweep, a run directory or a folder that contains runs")
 
     from relgan.report import csv_of, write_report
 

@@ -229,6 +229,12 @@ def score_of(key: str) -> str | None:
     return None if found is None else found.score
 
 
+def meaning(key: str) -> str:
+    """What the score that computes ``key`` says, in a few words; empty where that is not known."""
+    found = _find(key)
+    return "" if found is None else SCORES[found.score].about
+
+
 def full_key(name: str, extractor: str) -> str:
     """``eval/…`` of a number made from an extractor's features.
 

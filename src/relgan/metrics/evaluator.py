@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Generator, Hashable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from relgan.config import MetricsConfig
 from relgan.data import PackedStore
 from relgan.data.store import fixed_subset
-from relgan.distributed import largest, rank, world_size
+from relgan.distributed import is_main, largest, rank, world_size
 from relgan.environment import versions
 from relgan.images import grid
 from relgan.metrics.catalogue import ScoreCard, card_of
@@ -31,7 +31,7 @@ from relgan.options import ConfigError, first_line
 from relgan.progress import progress_bar
 from relgan.registry import DATASETS, SCORES, DatasetOptions
 
-_PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "numpy", "relgan")
+_PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "lpips", "scikit-learn", "numpy", "relgan")
 
 log = logging.getLogger("relgan")
 
@@ -76,11 +76,13 @@ class Evaluator:
         built = [self._build(name) for name in self._sensible(dataset)]
         self.scores = [score for score in built if isinstance(score, Score)]
         self._neighbours = next((picture for picture in built if isinstance(picture, Neighbours)), None)
-        self._references: dict[int, RealStatistics] = {}
-        # For which numbers of real images every row of features is needed.
-        self._featured = {self._at_most(each.reference_images) for each in self.scores if each.needs_real == "features"}
+        self._references: dict[tuple[Extractor, int], RealStatistics] = {}
+        # Of which networks, and for which numbers of real images, every row of features is needed.
+        self._featured = {
+            self._which(each.reference_images, each.extractor) for each in self.scores if each.needs_real == "features"
+        }
         if self._neighbours is not None:
-            self._featured.add(len(self.real))
+            self._featured.add(self._which(None, None))
         self._accumulators: dict[Score, Metric] = {}
         # For each network the scores that feed its accumulators: one of those that share an accumulator.
         self._feeding: dict[Extractor | None, list[Score]] = {}
@@ -93,10 +95,11 @@ class Evaluator:
         by_classes = [name for name in names if card_of(name).by_classes]
         if not by_classes or self._extractors.chosen.num_classes:
             return names
-        reason = f"{' and '.join(by_classes)} need an extractor with classes, {self._extractors.chosen.name} has none"
+        needed = f"an extractor with classes is needed for {' and '.join(by_classes)}"
+        reason = f"{needed}; {self._extractors.chosen.name} has none"
         if names == by_classes:
             raise ConfigError("metrics.scores", reason)
-        log.info("%s: left out", reason)
+        log.info("left out: %s", reason)
         return [name for name in names if name not in by_classes]
 
     def _suits(self, card: ScoreCard, dataset: DatasetOptions) -> bool:
@@ -116,22 +119,27 @@ class Evaluator:
                 self._feeding.setdefault(score.extractor, []).append(score)
             self._accumulators[score] = made[same]
 
-    def reference(self, count: int | None) -> RealStatistics:
-        """Statistics of all real images, or of a fixed random ``count``: computed or read from the cache once."""
-        count = self._at_most(count)
-        if count not in self._references:
-            self._references[count] = real_statistics(
+    def reference(self, count: int | None, extractor: Extractor | None = None) -> RealStatistics:
+        """Statistics of all real images, or of a fixed random ``count``: computed or read from the cache once.
+
+        Args:
+            extractor: whose features; by default those of ``metrics.extractor``.
+        """
+        which = self._which(count, extractor)
+        if which not in self._references:
+            network, images = which
+            self._references[which] = real_statistics(
                 self.real,
-                self._extractors.chosen,
-                count=count,
-                keep_features=count in self._featured,
+                network,
+                count=images,
+                keep_features=which in self._featured,
                 batch_size=self.config.batch_size,
             )
-        return self._references[count]
+        return self._references[which]
 
-    def _at_most(self, count: int | None) -> int:
-        """How many real images ``count`` means."""
-        return min(count or len(self.real), len(self.real))
+    def _which(self, count: int | None, extractor: Extractor | None) -> tuple[Extractor, int]:
+        """The network, and how many real images ``count`` means."""
+        return extractor or self._extractors.chosen, min(count or len(self.real), len(self.real))
 
     @cached_property
     def _accumulated_real(self) -> dict[Score, Any]:
@@ -267,17 +275,38 @@ class Evaluator:
         """Empty the accumulators, and let the scores know the real images."""
         for score in self.scores:
             if score.needs_real is not None:
-                score.real = self.reference(score.reference_images)
+                score.real = self.reference(score.reference_images, score.extractor)
             if score.looks_at_real:
                 score.accumulated_real = self._accumulated_real[score]
             self._accumulators[score].reset()
 
     def _finish(self, scores: Iterable[Score]) -> dict[str, float]:
         """The numbers of some scores, from what was put into the accumulators."""
+        gathered: dict[Score, Any] = {}
+        with warnings.catch_warnings():
+            # A rank without images takes part in the sums, too.
+            warnings.filterwarnings("ignore", "The ``compute`` method of metric .* was called before")
+            # Ranks wait for each other here, so all of this comes before the formulas, where one may fail alone.
+            for score in scores:
+                with self._costs_only(score):
+                    gathered[score] = self._accumulators[score].compute()
         results: dict[str, float] = {}
-        for score in scores:
-            results |= self._compute(score)
+        for score, accumulated in gathered.items():
+            with self._costs_only(score):
+                results |= self._compute(score, accumulated)
         return results
+
+    @contextmanager
+    def _costs_only(self, score: Score) -> Iterator[None]:
+        """Where a score is not defined, needs too much memory or is wrongly written, the others still count."""
+        name = score.options.name
+        try:
+            yield
+        except Exception as error:
+            undefined = (ValueError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # type: ignore[attr-defined]
+            if not (isinstance(error, undefined) or SCORES[name].foreign):
+                raise
+            self._warn_once(f"{name}: {first_line(error)}")
 
     def _look(self, images: Tensor, start: int, labels: Tensor | None) -> Seen:
         """Show a batch to each network once, as far as a score wants that many images."""
@@ -303,22 +332,10 @@ class Evaluator:
         own = None if labels is None else labels[start : start + len(images)].to(features.device)
         return Batch(images, features, logits, start, own)
 
-    def _compute(self, score: Score) -> dict[str, float]:
-        name = score.options.name
-        try:
-            with warnings.catch_warnings():
-                # A rank without images takes part in the sums, too.
-                warnings.filterwarnings("ignore", "The ``compute`` method of metric .* was called before")
-                accumulated = self._accumulators[score].compute()
-            values = {score.key(number): float(value) for number, value in score.compute(accumulated).items()}
-        except Exception as error:
-            undefined = (ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
-            if not (isinstance(error, undefined) or SCORES[name].foreign):
-                raise
-            self._warn_once(f"{name}: {first_line(error)}")
-            return {}
+    def _compute(self, score: Score, accumulated: Any) -> dict[str, float]:
+        values = {score.key(number): float(value) for number, value in score.compute(accumulated).items()}
         if unusable := [key for key, value in values.items() if not math.isfinite(value)]:
-            self._warn_once(f"{name} is left out: {', '.join(unusable)} not finite")
+            self._warn_once(f"{score.options.name} is left out: {', '.join(unusable)} not finite")
             return {}
         return values
 
@@ -330,15 +347,24 @@ class Evaluator:
     def neighbours(self, generator: nn.Module, *, count: int = 8, k: int = 5) -> Tensor | None:
         """A picture to spot memorising: each row a generated image and the ``k`` training images nearest to it.
 
-        Near in the features of the extractor, among all training images. For one rank to call.
+        Near in the features of the extractor, among all training images; the generated ones are the first of those
+        scored. For all ranks to call, which wait while one computes the features.
+
+        Args:
+            count: of generated images, at most a batch.
 
         Returns:
-            uint8 (H, W, 3); None unless ``metrics.scores`` names neighbours.
+            uint8 (H, W, 3), on rank 0; None unless ``metrics.scores`` names neighbours.
         """
         if self._neighbours is None:
             return None
-        images = next(self._sample(generator, count))
-        rows = self._neighbours.find(images, self.reference(None).features, k)
+        features = self.reference(None).features
+        if not is_main():
+            return None
+        # As scoring does it: latents, and the statistics of a batch, depend on how many images are made at once.
+        with closing(self._sample(generator, self._wanted or self.config.batch_size)) as batches:
+            images = next(batches)[:count]
+        rows = self._neighbours.find(images, features, k)
         real = torch.cat(list(self.real.batches(rows.flatten().cpu().numpy(), self.config.batch_size)))
         table = torch.cat([images.cpu()[:, None], real.unflatten(0, tuple(rows.shape))], dim=1)
         return grid(table.flatten(0, 1), columns=table.shape[1])

@@ -32,10 +32,10 @@ class Reference(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean with the spread that belongs to it."""
+    """A mean with its spread: a standard deviation or a standard error, as who makes it says."""
 
     mean: float
-    std: float
+    spread: float
 
 
 @dataclass(frozen=True)

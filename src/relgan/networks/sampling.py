@@ -102,7 +102,7 @@ def sample_images(
     Args:
         network, mode: as for :func:`generate`.
         seed: of the latents only; global and training generators are not used.
-        truncation: factor of the latents; below 1 images are safer and more alike.
+        truncation: factor of the latents; below 1, images are better and less varied.
         labels: of all ``count`` images for a conditional network, int64 (count,).
 
     Raises:

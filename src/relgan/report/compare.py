@@ -14,7 +14,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from relgan.metrics.catalogue import FEATURES, OF_NO_SCORE, declared, direction, families, family, score_of, title
+from relgan.metrics.catalogue import (
+    FEATURES,
+    OF_NO_SCORE,
+    declared,
+    direction,
+    families,
+    family,
+    meaning,
+    score_of,
+    title,
+)
 from relgan.options import flatten
 from relgan.registry import LOSSES
 from relgan.report.collect import Row, RunRecord, overrides
@@ -99,6 +109,11 @@ class Board:
             return title(self.keys[0])
         name = declared(self.keys[0])
         return (name.general[1] if name.general else name.title) if name else self.keys[0]
+
+    @property
+    def meaning(self) -> str:
+        """What the score says, in a few words; may be empty."""
+        return meaning(self.keys[0])
 
     @property
     def smaller(self) -> bool:

@@ -18,8 +18,8 @@ USUAL = (
 # Charts of training by section: one value each, so that its lines are losses.
 TRAINING = {
     "Critic": {
-        "D(real), as the loss compares": "train/prob_real",
-        "D(fake), as the loss compares": "train/prob_fake",
+        "Critic's mean probability for real images": "train/prob_real",
+        "Critic's mean probability for generated images": "train/prob_fake",
         "Pull on real images, |∂L/∂r|": "train/pull_real",
         "Pull on generated images, |∂L/∂f|": "train/pull_fake",
         "Logit of real images": "train/logit_real",
@@ -32,7 +32,7 @@ TRAINING = {
         "Gradient norm, critic": "train/grad_norm_d",
         "Gradient norm, generator": "train/grad_norm_g",
     },
-    "What moves during training": {
+    "Scheduled values": {
         "γ of the penalty": "train/gamma",
         "Probability of augmentation": "train/augment_p",
         "Learning rate, generator": "train/lr_g",

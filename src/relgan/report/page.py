@@ -109,7 +109,10 @@ class Page:
     def facts(self, column: Column) -> str:
         """How the column's numbers were made, in a few words."""
         facts = dict(column.facts)
-        words = [facts.get("extractor", ""), "" if facts.get("generator", "ema") == "ema" else "raw weights"]
+        words = [
+            facts.get("extractor", ""),
+            "" if facts.get("generator", "ema") == "ema" else "newest weights, not the average",
+        ]
         real = facts.pop("reference_images", None)
         made = facts.get("num_images") or next((facts[name] for name in facts if name.endswith("_images")), None)
         words += [f"{int(made):,} images" + (f" against {int(real):,}" if real else "")] if made else []
@@ -340,16 +343,19 @@ def _warnings(comparison: Comparison, boards: Sequence[Board]) -> Iterator[str]:
     for (dataset, facts), names in ways.items():
         yield f"{', '.join(names)} on {dataset} differ in {facts}: separate columns, never ranked together."
     if unranked:
-        yield f"{', '.join(unranked)}: weights of unknown origin, or no record of the protocol; shown but not ranked."
+        yield (
+            f"{', '.join(unranked)}: network weights of unknown origin, or no record of how the score was made; "
+            "shown but not ranked."
+        )
     if hidden := [key for key in comparison.differing if key not in comparison.label_options]:
-        yield f"The variants also differ in {', '.join(hidden)}: see Settings before crediting the name alone."
+        yield f"The variants also differ in {', '.join(hidden)}: which their names do not show: see Settings."
     for what, consequence in (("versions", "scores may differ slightly"), ("hardware", "times are not comparable")):
         if differing := _differing_facts(comparison.runs, what):
             yield f"Runs differ in {what} ({', '.join(differing)}): {consequence}."
     if count := len(comparison.superseded):
         repeat = "repeats" if count == 1 else "repeat"
         yield (
-            f"{counted(count, 'more run')} {repeat} a variant, dataset and seed; "
+            f"{counted(count, 'more run')} {repeat} a variant, data set and seed; "
             "only the newest finished one of each counts."
         )
     seeds = {

@@ -92,7 +92,7 @@ def judge(board: Board, column: Column) -> Verdict:
 def endings(variant: str, runs: Sequence[RunRecord]) -> str | None:
     """Which of a variant's runs on one data set do not count in its mean, in words; None if all do."""
     lost = [f"{count} {status}" for status in ("diverged", "failed") if (count := _count(runs, status))]
-    return f"{variant}: of {_seeds([len(runs)])} {' and '.join(lost)}, not in its mean." if lost else None
+    return f"{variant}: of {_seeds([len(runs)])} {' and '.join(lost)}, not counted in its mean." if lost else None
 
 
 def _count(runs: Sequence[RunRecord], status: str) -> int:
@@ -149,16 +149,16 @@ def _sentences(words: _Words, verdict: Verdict) -> Iterator[str]:
             yield f"It is better than {nearest} by {words.range(interval)}."
         else:
             by = words.range(interval)
-            yield f"It is better than {_listed(list(beaten))}: by {by} than {nearest}, the nearest of them."
+            yield f"It is better than {_listed(list(beaten))}; the closest, {nearest}, is behind by {by}."
     if tied:
         group = [best, *tied]
         if len(tied) == 1 and (difference := behind[tied[0]]):
             by = words.range(difference)
             yield f"{_listed(group)} are not told apart by {words.seeds(group)}: the difference is {by}."
         else:
-            yield f"{words.seeds(group)} do not tell it from {_listed(tied)}."
+            yield f"{words.seeds(group)} cannot tell it from {_listed(tied)}."
         if any(len(words.cells[variant].finals) == 2 for variant in group):
-            yield "Two seeds say little of their spread, so only a very large difference counts: run more."
+            yield "Two seeds say little about the spread, so only a very large difference counts. Run more seeds."
     if unknown:
         yield _why_unknown(words, [best, *unknown])
 
@@ -166,7 +166,7 @@ def _sentences(words: _Words, verdict: Verdict) -> Iterator[str]:
 def _why_unknown(words: _Words, variants: Sequence[str]) -> str:
     single = [variant for variant in variants if len(words.cells[variant].finals) == 1]
     if not single:
-        return f"{_listed(variants)} have the same score in every seed: no spread to tell a difference by."
+        return f"{_listed(variants)} have the same score in every seed, so there is no spread to judge by."
     if len(single) == len(words.cells):
         return "One seed of each cannot tell a difference from chance: run several, such as seed=1,2,3."
     have = "has only one" if len(single) == 1 else "have only one each"

@@ -116,7 +116,7 @@ def start(options: TrackerOptions, context: Context) -> Tracker | None:
         if broken is None:  # bad input, which is for the user to mend
             raise
         # Whatever breaks in a service, the experiment goes on.
-        log.warning("tracker=%s: %s; only the run directory is written", options.name, first_line(broken))
+        log.warning("tracker=%s: %s; the run is recorded only in its directory", options.name, first_line(broken))
         return None
     return tracker
 
@@ -227,4 +227,5 @@ class Trackers(Tracker):
                 if not last:
                     with contextlib.suppress(Exception):
                         tracker.close(1)
-                log.warning("%s stopped receiving (%s); metrics.jsonl still has everything", name, first_line(error))
+                cause = first_line(error)
+                log.warning("%s failed (%s) and gets nothing more; metrics.jsonl has everything", name, cause)

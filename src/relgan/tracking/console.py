@@ -63,7 +63,7 @@ class FileHandler(logging.FileHandler):
 
 def training_line(values: Mapping[str, float]) -> str:
     """The newest losses and speed in one short text."""
-    return "D {train/loss_d:.3f}  G {train/loss_g:.3f}  {train/images_per_second:,.0f} img/s".format_map(values)
+    return "D {train/loss_d:.3f}  G {train/loss_g:.3f}  {train/images_per_second:,.0f} images/s".format_map(values)
 
 
 def ending_line(seconds: float) -> str:

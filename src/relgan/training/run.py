@@ -20,7 +20,7 @@ from relgan.distributed import is_main, world_size
 from relgan.environment import git_commit, hardware, peak_memory_bytes, peak_reserved_bytes, versions
 from relgan.images import class_rows, grid, save_png, to_uint8
 from relgan.metrics.catalogue import split_spread
-from relgan.networks.sampling import sample_images, sample_rows
+from relgan.networks.sampling import UNSCORABLE, sample_images, sample_rows
 from relgan.registry import DATASETS
 from relgan.rundir import RunDir
 from relgan.tracking.base import Trackers
@@ -120,8 +120,7 @@ class Run:
             return {}
         generator = self.state.ema.module if self.config.metrics.generator == "ema" else self.state.generator
         scores = self.evaluator.evaluate(generator)
-        if is_main():
-            self._save_neighbours(self.evaluator, generator)
+        self._save_neighbours(self.evaluator, generator)
         return scores
 
     def _save_neighbours(self, evaluator: Evaluator, generator: nn.Module) -> None:
@@ -130,11 +129,11 @@ class Run:
             picture = evaluator.neighbours(generator)
             if picture is not None:
                 save_png(picture, self.dir.samples / f"neighbours_{self.state.step:08d}.png")
-        except (OSError, torch.OutOfMemoryError) as error:
+        except UNSCORABLE as error:
             log.warning("no picture of neighbours at update %d (%s)", self.state.step, error)
 
     def remember(self, scores: Mapping[str, float]) -> list[Path]:
-        """Keep the scores for the summary; returns the checkpoints they deserve by the first that has a direction."""
+        """Keep the scores for the summary; returns the checkpoints they deserve by the one that ranks."""
         history, step, count = self.state.history, self.state.step, self.config.train.keep_best
         earned = [self.dir.best] if history.remember(scores, step, count) else []
         return [*earned, self.dir.kept_best(step)] if count > 1 and step in history.ranking else earned

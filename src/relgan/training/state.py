@@ -76,7 +76,7 @@ class History:
     Attributes:
         final: the newest scores.
         best: the best value of each score that has a direction, and its step.
-        ranking: step -> value of the first such score, for the ``train.keep_best`` best.
+        ranking: step -> value of the first score in ``best``, for the ``train.keep_best`` best.
         visited: whether everything due at the current update was done; False where a signal came before.
     """
 
@@ -95,10 +95,11 @@ class History:
             return False
         ways = {key: way for key in scores if (way := direction(key)) is not None}
         improved = [key for key, way in ways.items() if self._improves(key, way, scores[key], step)]
-        if not ways:
+        # The same score for the whole run, also where it is missing once.
+        key = next(iter(self.best), None)
+        if key not in ways:
             return False
-        key, way = next(iter(ways.items()))
-        sign = 1 if way == "min" else -1
+        sign = 1 if ways[key] == "min" else -1
         ranked = {**self.ranking, step: scores[key]}
         # Of equals the earlier.
         ordered = sorted(ranked, key=lambda s: (sign * ranked[s], s))

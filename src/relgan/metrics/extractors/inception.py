@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 
 from relgan.config import MetricsConfig
 from relgan.metrics.extractors import TENSORFLOW_1, Extractor, arithmetic, fuse_batchnorm, hash_file
@@ -18,18 +17,6 @@ WEIGHTS = WeightFile(
 )
 
 
-class _Features(nn.Module):
-    """Pool features (N, 2048) and unbiased logits (N, 1008); TensorFlow's own resize to 299 is inside."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = self.network(images)
-        return features, logits
-
-
 def build(metrics: MetricsConfig, dataset: DatasetOptions, device: torch.device) -> Extractor:
     """The network with weights from metrics.weights, the torch hub cache, or a download.
 
@@ -41,6 +28,7 @@ def build(metrics: MetricsConfig, dataset: DatasetOptions, device: torch.device)
     path = WEIGHTS.find(metrics.weights)
     load_state(path, WEIGHTS.option)  # the constructor below would execute whatever a pickle says
     try:
+        # TensorFlow's own resize to 299 is inside.
         network = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
         )
@@ -49,7 +37,7 @@ def build(metrics: MetricsConfig, dataset: DatasetOptions, device: torch.device)
     fingerprint = hash_file(path)
     fuse_batchnorm(network)
     return Extractor(
-        network=_Features(network),
+        network=network,
         device=device,
         num_features=2048,
         num_classes=1008,

@@ -84,7 +84,8 @@ class Score(ABC):
         images: how many images it looks at; by default metrics.num_images.
         reference_images: how many real ones it is compared with, None: all; by default metrics.reference_images.
         extractor: whose features and logits the batches hold; None: only images.
-        needs_real: what is to be known of the real images' features; "features" keeps every row of them.
+        needs_real: what is to be known of the real images' features, those of ``extractor``, if None of
+            ``metrics.extractor``; "features" keeps every row of them.
         real: that, there when :meth:`compute` is called.
         looks_at_real: whether real images, with their labels, are put into an accumulator as well.
         accumulated_real: what that returned, there when :meth:`compute` is called.

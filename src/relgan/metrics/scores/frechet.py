@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -10,8 +9,6 @@ from torchmetrics import Metric
 
 from relgan.metrics.scores import Batch, FeatureScore
 from relgan.metrics.statistics import FeatureMoments, Gaussian, Reference
-
-log = logging.getLogger("relgan")
 
 
 def frechet_distance(generated: Gaussian, reference: Reference) -> float:

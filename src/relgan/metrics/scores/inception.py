@@ -75,4 +75,4 @@ class InceptionScore(FeatureScore):
         accumulator.update(batch.logits, batch.index)
 
     def compute(self, accumulated: Any) -> dict[str, float]:
-        return {"is": accumulated.mean, "is_std": accumulated.std}
+        return {"is": accumulated.mean, "is_std": accumulated.spread}

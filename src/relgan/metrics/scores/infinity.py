@@ -6,7 +6,6 @@ generators wrongly. The value at 1/N = 0 has no such bias.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -17,8 +16,6 @@ from relgan.metrics.scores import Batch, FeatureScore, RowScore
 from relgan.metrics.scores.frechet import frechet_distance
 from relgan.metrics.scores.inception import ClassMarginals
 from relgan.metrics.statistics import Estimate, FeatureBank, FeatureMoments, Reference, accumulate
-
-log = logging.getLogger("relgan")
 
 ENOUGH = 4  # images for each feature, from which on the line is one
 POINTS = 15  # as the authors' code
@@ -59,7 +56,7 @@ class FrechetInfinity(RowScore):
             few = f"the Fréchet distance of {images} images in {features} dimensions cannot be extrapolated"
             self.warn_once(f"{few}; that takes {ENOUGH} for each")
         fit = extrapolate(lambda chosen: frechet_of(accumulated[chosen], self.real.gaussian), images)
-        return {"fid_infinity": fit.mean, "fid_infinity_se": fit.std}
+        return {"fid_infinity": fit.mean, "fid_infinity_se": fit.spread}
 
 
 def frechet_of(rows: Tensor, reference: Reference) -> float:
@@ -79,7 +76,7 @@ class InceptionInfinity(FeatureScore):
 
     def compute(self, accumulated: Tensor) -> dict[str, float]:
         fit = extrapolate(lambda chosen: score_of(accumulated[chosen]), len(accumulated))
-        return {"is_infinity": fit.mean, "is_infinity_se": fit.std}
+        return {"is_infinity": fit.mean, "is_infinity_se": fit.spread}
 
 
 def score_of(logits: Tensor) -> float:

@@ -65,4 +65,4 @@ class Kernel(RowScore):
     def compute(self, accumulated: Tensor) -> dict[str, float]:
         subsets, size = self.metrics.kid_subsets, self.metrics.kid_subset_size
         score = kernel_distance(accumulated, self.real.features, subsets=subsets, subset_size=size)
-        return {"kid": score.mean, "kid_std": score.std}
+        return {"kid": score.mean, "kid_std": score.spread}

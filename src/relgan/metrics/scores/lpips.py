@@ -23,6 +23,7 @@ WEIGHTS = WeightFile(
     url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
     sha256="7be5be79",
 )
+SMALLEST = 31  # side in pixels of which AlexNet's two poolings leave one
 # lpips spreads AlexNet's feature layers over slices, which keep the layers' numbers.
 _SLICES = {"0": "slice1", "3": "slice2", "6": "slice3", "8": "slice4", "10": "slice5"}
 
@@ -78,17 +79,46 @@ class RunningMean(Metric):
         return Estimate(float(mean), float((variance / n).sqrt()))
 
 
+class PairDistances(RunningMean):
+    """Distances of pairs of images; not defined if any image is too small for the network."""
+
+    side: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("side", torch.tensor(SMALLEST), dist_reduce_fx="min")
+
+    def update(self, values: Tensor, side: int) -> None:  # type: ignore[override]
+        """Add values (N,), none if the shorter ``side`` of the images is below ``SMALLEST`` pixels."""
+        super().update(values)
+        self.side.clamp_(max=side)
+
+    def compute(self) -> Estimate:
+        """As of RunningMean.
+
+        Raises:
+            ValueError: also if an image was too small.
+        """
+        if (side := int(self.side)) < SMALLEST:
+            raise ValueError(f"needs images of at least {SMALLEST}×{SMALLEST} pixels; one has a side of {side}")
+        return super().compute()
+
+
 class Diversity(Score):
     """Mean LPIPS between images 2i and 2i + 1 of a stream: independent pairs of a generator's samples.
 
     Raises:
-        ConfigError: the AlexNet weights cannot be had, or pairs would not fit into batches.
+        ConfigError: the AlexNet weights cannot be had, images are too small, or pairs would not fit into batches.
     """
 
     def __init__(self, options: Any, metrics: MetricsConfig, extractors: Extractors) -> None:
         super().__init__(options, metrics, extractors)
         if metrics.batch_size % 2:
             raise ConfigError("metrics.batch_size", f"lpips_diversity needs an even number, got {metrics.batch_size}")
+        size = extractors.dataset.image_size
+        if size < SMALLEST:
+            needed = f"lpips_diversity needs images of at least {SMALLEST}×{SMALLEST} pixels, not {size}×{size}"
+            raise ConfigError("metrics.scores", needed)
         path = WEIGHTS.find(metrics.lpips_weights)
         try:
             self.network = _build_network(load_state(path, WEIGHTS.option)).to(extractors.device)
@@ -98,20 +128,24 @@ class Diversity(Score):
         self.fingerprint = hash_file(path)
         self.weights_known = WEIGHTS.is_published(self.fingerprint)
 
-    def accumulator(self) -> RunningMean:
-        return RunningMean()
+    def accumulator(self) -> PairDistances:
+        return PairDistances()
 
-    def update(self, accumulator: RunningMean, batch: Batch) -> None:
+    def update(self, accumulator: PairDistances, batch: Batch) -> None:
         images = batch.images[batch.start % 2 :]
-        pairs = len(images) // 2
-        if pairs:
-            rgb = to_float(images[: 2 * pairs]).expand(-1, 3, -1, -1)
-            with Precision(rgb.device, "fp32").in_force():
-                distances = self.network(rgb[0::2], rgb[1::2]).flatten()
-            accumulator.update(distances)
+        pairs, side = len(images) // 2, min(images.shape[2:])
+        # Pictures have the size of their files, whatever the data set's options say.
+        seen = images[: 2 * pairs if side >= SMALLEST else 0]
+        accumulator.update(self._distances(seen) if len(seen) else torch.zeros(0), side)
+
+    def _distances(self, images: Tensor) -> Tensor:
+        rgb = to_float(images).expand(-1, 3, -1, -1)
+        with Precision(rgb.device, "fp32").in_force():
+            distances: Tensor = self.network(rgb[0::2], rgb[1::2]).flatten()
+        return distances
 
     def compute(self, accumulated: Estimate) -> dict[str, float]:
-        return {"lpips_diversity": accumulated.mean, "lpips_diversity_se": accumulated.std}
+        return {"lpips_diversity": accumulated.mean, "lpips_diversity_se": accumulated.spread}
 
     @property
     def identity(self) -> dict[str, object]:

@@ -7,15 +7,12 @@ Precision and recall are those of Kynkäänniemi et al. 2019 (arXiv 1904.06991),
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from relgan.metrics import distances
 from relgan.metrics.distances import Hits
 from relgan.metrics.scores import RowScore
 from relgan.metrics.statistics import FeatureBank, RealStatistics
-
-ROUNDING = 1e-5  # relative; more than that of a squared distance
 
 
 class Neighbourhoods:
@@ -32,17 +29,17 @@ class Neighbourhoods:
     def in_open_balls(self, real: RealStatistics, k: int) -> Hits:
         """Generated rows in the open balls around real ones, found once for all scores."""
         if k not in self._open:
-            self._open[k] = distances.hits(self.generated, real.features, opened(real.radii(k)))
+            self._open[k] = distances.hits(self.generated, real.features, real.radii(k), closed=False)
         return self._open[k]
 
     def precision(self, real: RealStatistics, k: int) -> float:
         """Share of the generated rows in any real ball."""
-        return _mean(distances.hits(self.generated, real.features, real.radii(k)).balls > 0)
+        return _mean(distances.hits(self.generated, real.features, real.radii(k), closed=True).balls > 0)
 
     def recall(self, real: RealStatistics, k: int) -> float:
         """Share of the real rows in any generated ball."""
         reach = distances.radii(self.generated, k=k)
-        return _mean(distances.hits(real.features, self.generated, reach).balls > 0)
+        return _mean(distances.hits(real.features, self.generated, reach, closed=True).balls > 0)
 
     def density(self, real: RealStatistics, k: int) -> float:
         """Mean number of real balls around a generated row, in units of k."""
@@ -51,11 +48,6 @@ class Neighbourhoods:
     def coverage(self, real: RealStatistics, k: int) -> float:
         """Share of the real balls that hold a generated row."""
         return _mean(self.in_open_balls(real, k).occupied)
-
-
-def opened(reach: Tensor) -> Tensor:
-    """Squared radii of open balls: what lies on an edge is outside, however its distance was rounded."""
-    return torch.where(reach > 0, reach * (1 - ROUNDING), -1)
 
 
 def _mean(values: Tensor) -> float:

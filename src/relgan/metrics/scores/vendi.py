@@ -17,8 +17,11 @@ def vendi_score(similarity: Tensor) -> float:
 
     Args:
         similarity: X Xᵀ / N of N unit vectors, or Xᵀ X / N, which has the same eigenvalues but for zeros; float64.
+            Vectors of zeros, which have no cosine, count as copies of each other and unlike the rest: what the trace
+            lacks of 1 is the eigenvalue that they would have.
     """
-    values = torch.linalg.eigvalsh(similarity).clamp(min=0)
+    of_zeros = 1 - similarity.trace()
+    values = torch.cat([torch.linalg.eigvalsh(similarity), of_zeros[None]]).clamp(min=0)
     return float((-torch.xlogy(values, values).sum()).exp())
 
 
