@@ -1,14 +1,15 @@
-"""What the scores make of real images that were blurred, made noisy, thinned out or copied: a table of docs/scores.md.
+"""What the scores make of real images that were blurred, made noisy, thinned out or copied: tables of docs/scores.md.
 
 ``python -m benchmarks.damage --images TEST --reference TRAIN`` reads two folders or archives in which each class has a
 folder, and prints a Markdown table; ``--counts`` prints instead how the scores of undamaged pictures depend on their
-number. ``--picture FILE`` also draws the damages.
+number. ``--picture FILE`` also draws the damages. ``python -m benchmarks.damage --digits`` damages stacked digits.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,88 +28,152 @@ from relgan.registry import DATASETS, DatasetOptions
 
 SCORES = [
     *("fid", "fid_infinity", "kid", "is", "is_infinity", "precision", "recall", "density", "coverage"),
-    *("vendi", "authenticity"),
+    *("vendi", "authenticity", "label_agreement"),
 ]
+DIGIT_SCORES = ["modes", "fid", "label_agreement"]
+DIGITS = "stacked_digits"
 SHOWN = 12  # images of each damage
 ZOOM = 2
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Images, uint8 (N, C, H, W), and the classes that they are meant to show, int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __getitem__(self, chosen: Tensor | slice) -> Labelled:
+        return Labelled(self.images[chosen], self.labels[chosen])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def shuffled(self) -> Labelled:
+        return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(0))]
+
+    def shown_as(self, images: Tensor) -> Labelled:
+        """Other images of the same classes."""
+        return replace(self, images=images.round().clamp(0, 255).to(torch.uint8))
+
+
+Sets = dict[str, Callable[[], Labelled]]
+
+
 class Damages:
-    """Sets of images, each damaged in one way.
+    """Sets of ``count`` images, each damaged in one way.
 
     Args:
-        images, labels: new images, uint8 (N, 3, H, W), and their classes, int64 (N,).
+        new: images that are damaged.
         reference: those to compare with.
-        count: images of a set.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, reference: Tensor, count: int) -> None:
-        self.images, self.labels, self.reference, self.count = images, labels, reference, count
+    def __init__(self, new: Labelled, reference: Labelled, count: int) -> None:
+        self.new, self.reference, self.count = new, reference, count
 
-    def all(self) -> dict[str, Callable[[], Tensor]]:
+    def of_classes(self) -> Sets:
+        """For photographs of ten classes."""
         return {
             "none": self.undamaged,
             "blur, 0.5 px": lambda: self.blurred(0.5),
             "blur, 1 px": lambda: self.blurred(1),
             "noise, 5 of 255": lambda: self.noisy(5),
             "noise, 20 of 255": lambda: self.noisy(20),
-            "5 of 10 classes": lambda: self.undamaged(classes=5),
-            "2 of 10 classes": lambda: self.undamaged(classes=2),
+            "5 of 10 classes": lambda: self.undamaged(self.new.labels < 5),
+            "2 of 10 classes": lambda: self.undamaged(self.new.labels < 2),
             "each 10 times": lambda: self.repeated(10),
             "10 % copies": lambda: self.copied(every=10),
             "50 % copies": lambda: self.copied(every=2),
             "all copies": lambda: self.copied(every=1),
         }
 
-    def undamaged(self, classes: int | None = None) -> Tensor:
-        """Random images of the first ``classes`` classes, or of all."""
-        kept = self.images if classes is None else self.images[self.labels < classes]
-        return _shuffled(kept)[: self.count]
+    def of_digits(self) -> Sets:
+        """For stacked digits, whose class has one decimal for each channel."""
+        digits = torch.stack([self.new.labels // 100, self.new.labels // 10 % 10, self.new.labels % 10])
+        return {
+            "none": self.undamaged,
+            "blur, 0.5 px": lambda: self.blurred(0.5),
+            "blur, 1 px": lambda: self.blurred(1),
+            "noise, 20 of 255": lambda: self.noisy(20),
+            "noise, 60 of 255": lambda: self.noisy(60),
+            "a sixth of another": lambda: self.mixed(1 / 6),
+            "a third of another": lambda: self.mixed(1 / 3),
+            "digits 0 to 4": lambda: self.undamaged((digits < 5).all(dim=0)),
+            "each 100 times": lambda: self.repeated(100),
+        }
 
-    def blurred(self, sigma: float) -> Tensor:
+    def undamaged(self, kept: Tensor | None = None) -> Labelled:
+        """Random images, all or those of a mask."""
+        return (self.new if kept is None else self.new[kept]).shuffled()[: self.count]
+
+    def blurred(self, sigma: float) -> Labelled:
         """Convolution with a Gaussian of ``sigma`` pixels."""
         side = 2 * round(4 * sigma) + 1
-        blurred: Tensor = gaussian_blur(self.undamaged(), kernel_size=[side, side], sigma=[sigma, sigma])
-        return blurred
+        some = self.undamaged()
+        return some.shown_as(gaussian_blur(some.images.float(), kernel_size=[side, side], sigma=[sigma, sigma]))
 
-    def noisy(self, sigma: float) -> Tensor:
+    def noisy(self, sigma: float) -> Labelled:
         """Gaussian noise of standard deviation ``sigma``, where white is 255."""
-        images = self.undamaged().float()
-        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-        return (images + sigma * noise).round().clamp(0, 255).to(torch.uint8)
+        some = self.undamaged()
+        noise = torch.randn(some.images.shape, generator=torch.Generator().manual_seed(0))
+        return some.shown_as(some.images + sigma * noise)
 
-    def repeated(self, times: int) -> Tensor:
-        return self.undamaged()[: self.count // times].repeat_interleave(times, dim=0)
+    def mixed(self, share: float) -> Labelled:
+        """Each image with a share of another one."""
+        some = self.undamaged()
+        return some.shown_as(torch.lerp(some.images.float(), some.images.roll(1, dims=0).float(), share))
 
-    def copied(self, every: int) -> Tensor:
+    def repeated(self, times: int) -> Labelled:
+        once = self.undamaged()[: self.count // times]
+        return Labelled(*(values.repeat_interleave(times, dim=0) for values in (once.images, once.labels)))
+
+    def copied(self, every: int) -> Labelled:
         """Every so many images there is one of those to compare with."""
-        images = self.undamaged()
-        images[::every] = _shuffled(self.reference)[: self.count][::every]
-        return images
+        some, copies = self.undamaged(), self.reference.shuffled()[: self.count]
+        some.images[::every], some.labels[::every] = copies.images[::every], copies.labels[::every]
+        return some
 
 
-def _shuffled(images: Tensor) -> Tensor:
-    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
-
-
-def load(path: str, count: int | None, size: int) -> tuple[InMemory, Tensor]:
-    """Square pictures, all or a random ``count``, and their classes."""
-    store = prepare(DatasetOptions(name="folder", path=path, image_size=size, labels=True))
+def load(options: DatasetOptions, count: int | None) -> Labelled:
+    """All images of a data set, or a random ``count``."""
+    store = prepare(options)
     chosen = fixed_subset(len(store), count)
     assert store.labels is not None
     images = torch.from_numpy(store.images[chosen]).permute(0, 3, 1, 2)
-    return InMemory(f"{store.fingerprint} {len(chosen)}", images), torch.from_numpy(store.labels[chosen])
+    return Labelled(images, torch.from_numpy(store.labels[chosen]).long())
 
 
-def score(images: Tensor, reference: InMemory, extractor: str) -> dict[str, float]:
-    """Scores by their names without the extractor's, spreads of subsets and splits left out."""
-    config = MetricsConfig(scores=SCORES, extractor=extractor, num_images=len(images), reference_images=None, splits=1)
-    kind = DATASETS["folder"].options
-    judge = Evaluator(config, kind, reference, latent_dim=0, seed=0, device=torch.device("cpu"))
-    batches = images.split(config.batch_size)
-    scores = judge.score(zip(range(0, len(images), config.batch_size), batches, strict=True))
-    names = {key.removeprefix("eval/").replace(f"_{extractor}", ""): value for key, value in scores.items()}
-    return {name: value for name, value in names.items() if not name.endswith("_std")}
+class Judge:
+    """Scores sets of images against one reference.
+
+    Args:
+        kind: of data set.
+        fingerprint: of the reference.
+    """
+
+    def __init__(self, scores: Sequence[str], extractor: str, kind: str, reference: Labelled, fingerprint: str) -> None:
+        self._config = MetricsConfig(scores=list(scores), extractor=extractor, reference_images=None, splits=1)
+        self._kind = replace(DATASETS[kind].options, labels=True)
+        self._class_counts = torch.bincount(reference.labels).tolist()
+        self._reference = InMemory(f"{fingerprint} {len(reference)}", reference.images, reference.labels.numpy())
+
+    def __call__(self, some: Labelled) -> dict[str, float]:
+        """Scores by their names without the extractor's, spreads of subsets and splits left out."""
+        config = replace(self._config, num_images=len(some), modes_images=len(some))
+        judge = Evaluator(
+            config,
+            self._kind,
+            self._reference,
+            latent_dim=0,
+            seed=0,
+            device=torch.device("cpu"),
+            class_counts=self._class_counts,
+        )
+        size = config.batch_size
+        batches = zip(range(0, len(some), size), some.images.split(size), strict=True)
+        scores = judge.score(batches, some.labels)
+        names = {key.removeprefix("eval/").replace(f"_{config.extractor}", ""): scores[key] for key in scores}
+        return {name: value for name, value in names.items() if not name.endswith("_std")}
 
 
 def table(scores: dict[str, dict[str, float]]) -> str:
@@ -121,9 +186,9 @@ def table(scores: dict[str, dict[str, float]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def picture(sets: dict[str, Callable[[], Tensor]]) -> Image.Image:
+def picture(sets: Sets) -> Image.Image:
     """A row of images for each damage, beside its name."""
-    shown = torch.cat([made()[-SHOWN:] for made in sets.values()])
+    shown = torch.cat([made().images[-SHOWN:] for made in sets.values()])
     rows = Image.fromarray(grid(shown, columns=SHOWN).numpy())
     rows = rows.resize((ZOOM * rows.width, ZOOM * rows.height), Image.Resampling.NEAREST)
     height, margin = rows.height / len(sets), 180
@@ -137,8 +202,9 @@ def picture(sets: dict[str, Callable[[], Tensor]]) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", required=True, help="folder or archive of the pictures to damage")
-    parser.add_argument("--reference", required=True, help="folder or archive of the pictures to compare with")
+    parser.add_argument("--images", help="folder or archive of the pictures to damage")
+    parser.add_argument("--reference", help="folder or archive of the pictures to compare with")
+    parser.add_argument("--digits", action="store_true", help="damage 10,000 stacked digits instead")
     parser.add_argument("--count", type=int, default=2000, help="pictures of each set")
     parser.add_argument("--counts", type=int, nargs="+", help="numbers of undamaged pictures to score instead")
     parser.add_argument("--reference-count", type=int, default=5000, help="pictures to compare with")
@@ -146,17 +212,27 @@ def main() -> None:
     parser.add_argument("--extractor", default="efficientnet_lite0", help="feature network")
     parser.add_argument("--picture", type=Path, help="file to draw the damages into")
     arguments = parser.parse_args()
-    images, labels = load(arguments.images, None, arguments.size)
-    if max(arguments.counts or [arguments.count]) > len(images.images):
-        parser.error(f"there are only {len(images.images):,} images")
-    reference, _ = load(arguments.reference, arguments.reference_count, arguments.size)
-    damages = partial(Damages, images.images, labels, reference.images)
-    sets = damages(arguments.count).all()
-    if arguments.counts:
-        sets = {f"{count:,} images": damages(count).undamaged for count in arguments.counts}
+    if arguments.digits:
+        options = replace(DATASETS[DIGITS].options, num_images=20_000)
+        images = load(options, None)
+        new, reference = images[:10_000], images[10_000:]
+        sets = Damages(new, reference, len(new)).of_digits()
+        judge = Judge(DIGIT_SCORES, "digits", DIGITS, reference, DIGITS)
+    else:
+        if not (arguments.images and arguments.reference):
+            parser.error("give --images and --reference, or --digits")
+        folder = partial(DatasetOptions, name="folder", image_size=arguments.size, labels=True)
+        new = load(folder(path=arguments.images), None)
+        if max(arguments.counts or [arguments.count]) > len(new):
+            parser.error(f"there are only {len(new):,} images")
+        reference = load(folder(path=arguments.reference), arguments.reference_count)
+        sets = Damages(new, reference, arguments.count).of_classes()
+        if arguments.counts:
+            sets = {f"{count:,} images": Damages(new, reference, count).undamaged for count in arguments.counts}
+        judge = Judge(SCORES, arguments.extractor, "folder", reference, arguments.reference)
     if arguments.picture:
         picture(sets).save(arguments.picture, quality=90)
-    print(table({name: score(made(), reference, arguments.extractor) for name, made in sets.items()}))
+    print(table({name: judge(made()) for name, made in sets.items()}))
 
 
 if __name__ == "__main__":

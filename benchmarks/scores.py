@@ -92,10 +92,8 @@ def random_inception(path: Path) -> Path:
 class InMemory(torch.utils.data.Dataset[Tensor]):
     """Pictures for torch-fidelity and torchmetrics, and as relgan's Images."""
 
-    labels = None
-
-    def __init__(self, name: str, images: Tensor) -> None:
-        self.images, self.fingerprint = images, name
+    def __init__(self, name: str, images: Tensor, labels: NDArray[np.int64] | None = None) -> None:
+        self.images, self.fingerprint, self.labels = images, name, labels
         self.size: tuple[int, ...] = tuple(images.shape[2:])
         self.meta: dict[str, Any] = {"name": name}
 
