@@ -179,11 +179,15 @@ class Judge:
 def table(scores: dict[str, dict[str, float]]) -> str:
     """Markdown, a row for each number and a column for each set of images, which may lack a number."""
     shown = {
-        name: [f"{each[name]:.3g}" if name in each else "–" for each in scores.values()]
+        name: [_number(each[name]) if name in each else "–" for each in scores.values()]
         for name in dict.fromkeys(name for each in scores.values() for name in each)
     }
     lines = [["", *scores], ["---"] * (len(scores) + 1), *([f"`{name}`", *row] for name, row in shown.items())]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def picture(sets: Sets) -> Image.Image:

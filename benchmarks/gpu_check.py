@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -95,6 +96,7 @@ def _write(file: Path, text: str) -> None:
 
 def run(step: str, setting: Setting) -> None:
     """Do the step that a function is, ``module:name``, in this process."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     found = Found(_result(setting, step))
     module, _, function = step.partition(":")
     with found.part("the step"):
@@ -128,12 +130,13 @@ def in_process(step: str, setting: Setting, seconds: float) -> dict[str, Any]:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     entry: dict[str, Any] = json.loads(file.read_text())
-    if not entry.pop("ended"):
-        if late and seconds < SECONDS:
-            entry["skipped"] = f"only {seconds:.0f} s were left"
-        else:
-            ending = f"took longer than {seconds:.0f} s" if late else f"ended with status {process.returncode}"
-            entry["failures"].append(f"the step {ending}; see {file.with_suffix('.log').name}")
+    ended = entry.pop("ended")
+    if late and seconds < SECONDS:
+        entry["skipped"] = f"only {seconds:.0f} s were left"
+    elif late or not ended:
+        what = "step ended, but its process" if ended else "step"
+        ending = f"took longer than {seconds:.0f} s" if late else f"ended with status {process.returncode}"
+        entry["failures"].append(f"the {what} {ending}; see {file.with_suffix('.log').name}")
     otherwise = "not run" if late else "skipped" if entry["skipped"] else "passed"
     status = "failed" if entry["failures"] else otherwise
     return {"status": status, "seconds": round(time.perf_counter() - started, 1), **entry}
@@ -151,8 +154,11 @@ def check(setting: Setting, steps: Mapping[str, str] = STEPS, *, seconds: float 
         left = deadline - time.monotonic()
         if left > 0:
             print(f"{name} …", flush=True)
-            record[name] = in_process(step, setting, min(left, SECONDS))
-            print(f"{name}: {record[name]['status']} after {record[name]['seconds']} s", flush=True)
+            entry = in_process(step, setting, min(left, SECONDS))
+            print(f"{name}: {entry['status']} after {entry['seconds']} s", flush=True)
+            # One that was cut short tells less than the one before.
+            if entry["status"] != "not run" or name not in record:
+                record[name] = entry
         else:
             record.setdefault(name, {"status": "not run", "seconds": 0, "figures": {}, "failures": [], "skipped": None})
         for path, text in ((file, json.dumps(record, indent=2)), (file.with_suffix(".md"), table(record))):

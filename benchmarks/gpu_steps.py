@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -485,6 +484,3 @@ def sharing(here: Setting, found: Found) -> None:
             found.expect([process.wait() for process in started] == [0] * count, f"one of {count} at once has failed")
             rates = [json.loads((folder / "summary.json").read_text())["images_per_second"] for folder in folders]
             found.figure(f"{count} at once: images/s of all", sum(rates))
-
-
-logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -31,6 +31,8 @@ from prdc import compute_prdc
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
@@ -40,10 +42,11 @@ from relgan.data.store import fixed_subset
 from relgan.device import has_bf16_units, keep_freed_memory
 from relgan.metrics.evaluator import Evaluator
 from relgan.metrics.reference import Pictures
+from relgan.metrics.scores.agreement import Probe
 from relgan.metrics.scores.copies import authenticity
 from relgan.metrics.scores.frechet import frechet_distance
 from relgan.metrics.scores.inception import ClassMarginals
-from relgan.metrics.scores.infinity import extrapolate, frechet_of
+from relgan.metrics.scores.infinity import extrapolate, frechet_of, score_of
 from relgan.metrics.scores.kernel import kernel_distance
 from relgan.metrics.scores.manifold import Neighbourhoods
 from relgan.metrics.scores.vendi import vendi_of
@@ -51,6 +54,7 @@ from relgan.metrics.statistics import FeatureMoments, RealStatistics, Reference,
 from relgan.registry import DATASETS
 
 BATCH = 50
+CLASSES = 1008  # of Inception
 SCORES = ["fid", "is", "kid", "precision", "recall"]
 THEIRS = {
     "eval/fid": "frechet_inception_distance",
@@ -264,6 +268,34 @@ def _gaussian(rows: Tensor) -> Reference:
     return factorise(accumulate(FeatureMoments(rows.shape[1]), rows))
 
 
+def _frechet(generated: Tensor, real: Tensor) -> None:
+    frechet_of(generated, _gaussian(real))
+
+
+def _fidelity_frechet(generated: Tensor, real: Tensor) -> None:
+    fid_statistics_to_metric(*(fid_features_to_statistics(rows) for rows in (generated, real)), verbose=False)
+
+
+def _classified(generated: Tensor, real: Tensor) -> None:
+    marginals = ClassMarginals(CLASSES, len(generated), splits=10)
+    accumulate(marginals, generated[:, :CLASSES], torch.arange(len(generated)))
+
+
+def _fidelity_classified(generated: Tensor, real: Tensor) -> None:
+    isc_features_to_metric(generated[:, :CLASSES], splits=10)
+
+
+def _classified_infinity(generated: Tensor, real: Tensor) -> None:
+    logits = generated[:, :CLASSES].contiguous()
+    extrapolate(lambda chosen: score_of(logits[chosen]), len(logits))
+
+
+def _agreement(generated: Tensor, real: Tensor) -> None:
+    """Real rows as many as ``metrics.reference_images`` has by default."""
+    real = real[:5000]
+    Probe(real, torch.arange(len(real)) % 10)(generated)
+
+
 def _extrapolated(generated: Tensor, real: Tensor) -> None:
     reference = _gaussian(real)
     extrapolate(lambda chosen: frechet_of(generated[chosen], reference), len(generated))
@@ -274,6 +306,10 @@ def _vendi(generated: Tensor, real: Tensor) -> None:
 
 
 ROW_SCORES: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "fid: relgan": _frechet,
+    "fid: torch-fidelity": _fidelity_frechet,
+    "is: relgan": _classified,
+    "is: torch-fidelity": _fidelity_classified,
     "precision, recall, density, coverage: relgan": _manifold,
     "precision, recall, density, coverage: prdc": _prdc,
     "precision, recall: torch-fidelity": _fidelity_manifold,
@@ -281,7 +317,9 @@ ROW_SCORES: dict[str, Callable[[Tensor, Tensor], object]] = {
     "kid: torch-fidelity": _fidelity_kernel,
     "authenticity": authenticity,
     "fid_infinity": _extrapolated,
+    "is_infinity": _classified_infinity,
     "vendi": _vendi,
+    "label_agreement": _agreement,
 }
 PRDC_BYTES = 16  # of each pair of rows: their distance in float64 and an index to sort it by
 

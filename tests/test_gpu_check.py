@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from unittest.mock import MagicMock, patch
 
 import pytest
+import torch
 
 STEPS = """
-import os, time
+import atexit, os, time
 
 def good(setting, found):
     path = setting.out / "calls"
@@ -29,15 +32,14 @@ def hangs(setting, found):
     found.figure("before", 2)
     time.sleep(100)
 
+def hangs_at_its_exit(setting, found):
+    found.figure("before", 3)
+    atexit.register(time.sleep, 100)
+
 def passes_by(setting, found):
     found.skip("no images")
 """
-NAMES = ("good", "parts", "dies", "hangs", "missing", "passes_by", "last")
-
-
-@pytest.fixture(autouse=True)
-def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+NAMES = ("good", "parts", "dies", "hangs", "hangs_at_its_exit", "missing", "passes_by", "last")
 
 
 def test_no_failure_hides_the_next_and_what_has_passed_is_not_done_again(
@@ -52,14 +54,15 @@ def test_no_failure_hides_the_next_and_what_has_passed_is_not_done_again(
     steps = {name: f"made_steps:{'good' if name == 'last' else name}" for name in NAMES}
     record = gpu_check.check(setting, steps)
     assert [record[name]["status"] for name in NAMES] == [
-        *("passed", "failed", "failed", "failed", "failed", "skipped", "passed")
+        *("passed", "failed", "failed", "failed", "failed", "failed", "skipped", "passed")
     ]
     assert record["good"]["figures"] == {"speed": 12.5}
     assert record["parts"]["figures"] == {"after the first": True}
     assert record["parts"]["failures"] == ["first: ValueError: of the first part", "1 is not more than 2"]
     assert (record["dies"]["figures"], record["hangs"]["figures"]) == ({"before": 1}, {"before": 2})
     assert "ended with status 7" in record["dies"]["failures"][0]
-    assert "took longer than 2 s" in record["hangs"]["failures"][0]
+    assert record["hangs"]["failures"] == ["the step took longer than 2 s; see made_steps.hangs.log"]
+    assert "the step ended, but its process took longer than 2 s" in record["hangs_at_its_exit"]["failures"][0]
     assert "AttributeError" in record["missing"]["failures"][0]
     assert json.loads((setting.out / "gpu-check.json").read_text()) == record
     shown = (setting.out / "gpu-check.md").read_text()
@@ -67,6 +70,8 @@ def test_no_failure_hides_the_next_and_what_has_passed_is_not_done_again(
     cut = gpu_check.check(gpu_check.Setting(tmp_path / "cut", "cpu"), {"hangs": steps["hangs"]}, seconds=1.0)
     assert cut["hangs"]["status"] == "not run", "another call does it"
     assert cut["hangs"]["failures"] == []
+    cut_again = gpu_check.check(setting, {"hangs": steps["hangs"]}, seconds=1.0)
+    assert cut_again["hangs"] == record["hangs"]
     again = gpu_check.check(setting, {"good": steps["good"], "passes_by": steps["passes_by"]}, seconds=0.0)
     assert again == record
     assert (setting.out / "calls").read_text() == "good good "
@@ -90,12 +95,27 @@ def test_it_can_be_rehearsed_without_a_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_training_of_its_steps_can_be_composed_for_a_gpu(tmp_path: Path) -> None:
+    """What the steps would train is written down in its place."""
+    from benchmarks import gpu_steps
     from benchmarks.gpu_check import Setting
-    from benchmarks.gpu_steps import RUNS, _words
 
     from relgan.cli.command import Line
     from relgan.cli.compose import compose
 
-    for words in RUNS.values():
-        config = compose(Line(_words(Setting(tmp_path), 200, *words)))
-        assert (config.device, config.train.iterations, config.train.batch_size) == ("cuda", 200, 64)
+    trained = gpu_steps.Trained(MagicMock(), 64.0, {"train/loss_d": {5: 1.0}})
+    counts = {"runs": 10, "waiting": 2, "evaluation": 1, "memory": 4, "stop": 1, "ranks": 1, "cifar10": 2, "sharing": 1}
+    for step, count in counts.items():
+        with (
+            patch.object(gpu_steps, "_words", side_effect=gpu_steps._words) as asked,
+            patch.object(gpu_steps, "_train", return_value=trained),
+            patch.object(gpu_steps, "_forget"),
+            patch.object(gpu_steps, "subprocess"),
+            patch.object(torch.multiprocessing, "get_context"),
+            contextlib.suppress(FileNotFoundError),  # of runs that have not been
+        ):
+            getattr(gpu_steps, step)(Setting(tmp_path, images="cifar10.zip"), MagicMock())
+        assert asked.call_count == count, step
+        for call in asked.call_args_list:
+            config = compose(Line(gpu_steps._words(*call.args)))
+            assert (config.device, config.train.iterations) == ("cuda", call.args[1])
+            assert config.train.batch_size == (32 if step == "memory" else 64)

@@ -28,7 +28,7 @@ import tiny
 from relgan.cli import train, workers
 from relgan.cli.command import Line
 from relgan.cli.compose import conf_dir, open_line
-from relgan.cli.sweep import SWEEP, _print_table, job_name, search_direction, swept, told_by, worst
+from relgan.cli.sweep import SWEEP, SweepCallback, _print_table, job_name, search_direction, swept, told_by, worst
 from relgan.options import ConfigError
 from relgan.rundir import RunDir
 from relgan.training.update import Update
@@ -200,6 +200,34 @@ def test_a_sweep_knows_its_jobs_and_what_tells_them_apart(
     assert told_by(["name=t", *first, "model.width=4"]) == " ".join(first)
     monkeypatch.delenv(SWEEP)
     assert told_by(["name=t", "hydra.x=1", "seed=1"]) == "seed=1"
+
+
+@pytest.mark.parametrize(
+    ("words", "threads"),
+    [
+        (("seed=1,2,3,4",), 2),
+        (("seed=1,2,3,4", "hydra.sweeper.max_batch_size=2"), 4),
+        (("seed=1,2", "hydra.sweeper.max_batch_size=4"), 4),
+        (("hydra/sweeper=search", "seed=range(1,20)"), 8),
+        (("hydra/sweeper=search", "seed=range(1,20)", "hydra.sweeper.n_jobs=4"), 2),
+    ],
+)
+def test_jobs_share_the_machine_with_those_that_run_at_the_same_time(
+    words: tuple[str, ...], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the launchers extra is not installed")
+    pytest.importorskip("optuna", reason="the optuna extra is not installed")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"})
+    open_line(Line([]))
+    of_sweeper = [word for word in words if not word.startswith("seed=")]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", ["hydra/launcher=processes", *of_sweeper], return_hydra_config=True)
+    config.hydra.overrides.task = [word for word in words if word not in of_sweeper]
+    callback = SweepCallback()
+    callback.on_multirun_start(config)
+    callback.report()
+    assert os.environ["OMP_NUM_THREADS"] == str(threads)
 
 
 def stop_at(update: int, monkeypatch: pytest.MonkeyPatch) -> None:

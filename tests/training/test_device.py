@@ -259,13 +259,15 @@ def test_an_iteration_from_images_to_the_average(name: str, tmp_path: Path, monk
 
 def test_an_evaluation_stays_on_its_device_and_its_sums_read_nothing_back() -> None:
     """Networks may be asked once a batch whether their output is finite."""
-    dataset = DatasetOptions(name="stacked_digits", num_images=64)
+    dataset = DatasetOptions(name="stacked_digits", num_images=64, labels=True)
+    store = prepare(dataset, progress=False)
     scores = ["fid", "is", "kid", "precision", "recall", "density", "coverage", "vendi", "modes"]
+    scores += ["authenticity", "label_agreement", "fid_infinity", "is_infinity"]
     config = MetricsConfig(scores=scores, num_images=40, modes_images=40, batch_size=20, splits=2)
-    judge = Evaluator(
-        config, dataset, prepare(dataset, progress=False), latent_dim=4, seed=0, device=torch.device("cpu")
-    )
-    generator = tiny.update(tiny.model(width=2, latent_dim=4), "sgan", channels=3).generator
+    counts, cpu = store.class_counts, torch.device("cpu")
+    judge = Evaluator(config, dataset, store, latent_dim=4, seed=0, device=cpu, class_counts=counts)
+    assert len(judge.scores) == len(scores)
+    generator = tiny.update(tiny.model(width=2, latent_dim=4), "sgan", channels=3, classes=len(counts)).generator
     first = judge.evaluate(generator)
     seen = judge.see(generator, latent_dim=4, seed=0)
     judge._start()

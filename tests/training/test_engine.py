@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -177,9 +178,8 @@ def test_a_failing_capture_leaves_everything_as_it_was() -> None:
     assert torch.equal(torch.randn(3), torch.randn(3, generator=torch.Generator().manual_seed(5)))
 
 
-@pytest.mark.parametrize("kept", ["lr", "penalty_scale"])
-def test_a_graph_that_keeps_what_moves_is_noticed(kept: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A learning rate that was baked into it; a factor that is read anew is none."""
+@pytest.mark.parametrize("kept", ["lr", "nothing"])
+def test_a_graph_that_keeps_a_learning_rate_is_noticed(kept: str, caplog: pytest.LogCaptureFixture) -> None:
     with capturable_on_the_cpu():
         made = eager("ragan", "r1r2", "adam")
         made.update.optimizer_g, made.update.optimizer_d = build_optimizers(
@@ -202,6 +202,20 @@ def test_a_graph_that_keeps_what_moves_is_noticed(kept: str, caplog: pytest.LogC
         name, _ = build_iteration("cudagraph", made, lambda: batches(0), chosen_by_user=False, capture=baked)
     assert name == ("eager" if kept == "lr" else "cudagraph")
     assert ("its first iteration differs from eager's" in caplog.text) == (kept == "lr")
+
+
+def test_a_graph_that_keeps_its_images_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    """As one does that was recorded with a copy of them."""
+    made = eager("ragan", "none", "adam")
+
+    def baked(work: Any, undo: Callable[[], None]) -> tuple[Callable[[], None], Results]:
+        (images,) = work.args
+        copies = [Batch(batch.images.clone()) for batch in images]
+        return stand_in(partial(work.func, copies, **work.keywords), undo)
+
+    found = build_iteration("cudagraph", made, lambda: batches(0), chosen_by_user=False, capture=baked)
+    assert found == ("eager", made)
+    assert "its first iteration differs from eager's" in caplog.text
 
 
 def without_memory(after: int) -> Capture[Results]:
@@ -231,6 +245,28 @@ def test_where_a_graph_has_no_memory_eager_trains(when: str, caplog: pytest.LogC
     assert found == ("eager", made)
     assert "used here: CUDA out of memory. Tried to allocate 2.00 GiB." in caplog.text
     assert all(torch.equal(a, b) for a, b in zip(everything(made.update), before, strict=True))
+
+
+def rank_1_has_no_memory(rank: int, folder: str, after: int) -> None:
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    capture = without_memory(after) if rank == 1 else stand_in
+    made = eager("ragan", "none", "adam")
+    try:
+        build_iteration("cudagraph", made, lambda: batches(rank), chosen_by_user=False, capture=capture)
+        found = "trains"
+    except (ConfigError, RuntimeError) as error:
+        found = str(error)
+    Path(folder, str(rank)).write_text(found)
+
+
+@pytest.mark.parametrize("after", [0, 1], ids=["recorded", "compared"])
+def test_a_rank_without_memory_ends_and_frees_the_other(after: int, tmp_path: Path) -> None:
+    processes.ranks(2, rank_1_has_no_memory, str(tmp_path), after)
+    ends = [(tmp_path / str(rank)).read_text() for rank in range(2)]
+    assert ends[0] != "trains"
+    no_memory = "CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert ends[1] == f"engine: cudagraph has no memory here ({no_memory}); give engine=eager"
 
 
 def test_nothing_of_the_recording_stays_in_memory() -> None:

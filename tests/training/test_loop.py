@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ from relgan.rundir import OccupiedError
 from relgan.training import checkpoint, loop
 from relgan.training.loop import Loop, Outcome, Speed, train
 from relgan.training.run import Run
+from relgan.training.signals import StopSignals
 from relgan.training.state import History
 from relgan.training.update import CriticResult, GeneratorResult, Update
 
@@ -211,7 +213,7 @@ def test_divergence_is_a_result_with_the_last_good_weights(
     for part in ("generator", "critic"):
         assert all(torch.equal(saved[part][name], value) for name, value in kept[part].items())
         assert all(value.isfinite().all() for value in saved[part].values())
-    assert "diverged" in caplog.text
+    assert "a loss or gradient became infinite or NaN, at the latest at update 4" in caplog.text
     assert "Traceback" not in caplog.text
 
 
@@ -279,6 +281,38 @@ def test_grids_that_cannot_be_written_do_not_stop_training(
         assert tiny.run(tmp_path) == Outcome("finished", 0)
     assert any("No space left" in message for message in caplog.messages)
     assert tiny.last(tmp_path)["step"] == 4
+
+
+def test_grids_that_have_no_memory_do_not_stop_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def draw(self: Run, training: Tensor | None) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Run, "save_grids", draw)
+    with caplog.at_level(logging.WARNING, "relgan"):
+        assert tiny.run(tmp_path) == Outcome("finished", 0)
+    assert "no pictures at update 4 (CUDA out of memory); training goes on" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("words", "hours", "advice"),
+    [
+        ((), 3, "; scale=minutes or scale=hour trains a smaller network"),
+        (("model.name=r3gan", "model.width=8", "model.group_width=4"), 3, "; scale=cpu trains a smaller network"),
+        ((), 1, ""),
+        (("scale=hour",), 3, ""),
+    ],
+)
+def test_a_long_run_on_a_cpu_hears_of_a_shorter_one(
+    words: tuple[str, ...], hours: int, advice: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = [word for word in words if not word.startswith("scale=")]
+    run = build_run(tiny.config("train.iterations=4", *options), tmp_path, words)
+    with caplog.at_level(logging.INFO, "relgan"):
+        Loop(run, StopSignals()).estimate_end(hours * 3600 / 4)
+    run.close(0)
+    assert re.fullmatch(rf"ends at about .*, in {hours} h 0 min, not counting scoring{advice}", caplog.messages[-1])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

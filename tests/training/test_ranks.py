@@ -19,11 +19,16 @@ from torch import Tensor, nn
 
 import processes
 import tiny
+from relgan import distributed
 from relgan.builtin import ConvOptions
+from relgan.cli import train
+from relgan.cli.compose import STARTED
 from relgan.config import Config, TrainConfig, check_batch_size
 from relgan.data.batches import Batch
 from relgan.distributed import broadcast, own_part
 from relgan.options import ConfigError
+from relgan.penalties import Penalty, ZeroCenteredPenalty
+from relgan.training.engine import kinds
 
 BATCH = 12
 WORLDS = (3, 2)
@@ -36,12 +41,13 @@ class Setting:
     """One update to compare."""
 
     loss: str
-    penalty: str = "none"
+    penalty: str | Penalty = "none"
     model: ConvOptions = dataclasses.field(default_factory=lambda: SPECTRAL)
     accumulate: int = 1
     augment: str = "none"
     classes: int = 0
     lecam: float = 0.0
+    channels: int = 1
 
 
 SETTINGS = [
@@ -62,6 +68,9 @@ SETTINGS = [
     Setting("ragan", classes=3, augment="diffaugment"),
     Setting("rsgan", "r1r2", classes=3, augment="diffaugment", accumulate=2),
     Setting("rsgan", "ar1r2", classes=3, lecam=0.3),
+    Setting("rsgan", ZeroCenteredPenalty(1.0, interval=4)),
+    Setting("rasgan", "gp", model=dataclasses.replace(SPECTRAL, pack=2)),
+    Setting("rasgan", augment="ada", channels=3),
 ]
 
 
@@ -78,12 +87,18 @@ def updated(setting: Setting) -> dict[str, list[Tensor]]:
         classes=setting.classes,
         lecam=setting.lecam,
         centring=setting.lecam,
+        pack=setting.model.pack,
+        channels=setting.channels,
     )
+    # ADA begins at 0, where it changes no image, and expects logits of float32, not of float64.
+    update.strength.p.fill_(0.5)
+    update.strength.sign = update.strength.sign.double()
     generator, critic = update.generator, update.critic
-    real = 2 * torch.rand(BATCH, 1, 32, 32, dtype=torch.float64) - 1
+    real = 2 * torch.rand(BATCH, setting.channels, 32, 32, dtype=torch.float64) - 1
     z = torch.randn(BATCH, setting.model.latent_dim, dtype=torch.float64)
     labels = own_part(torch.arange(BATCH) % setting.classes) if setting.classes else None
-    first = update.update_critic(Batch(own_part(real), labels), own_part(z))
+    for penalised in reversed(kinds(update)):
+        first = update.update_critic(Batch(own_part(real), labels), own_part(z), penalised=penalised)
     of_critic = gradients(critic)
     second = update.update_generator(Batch(own_part(real), labels), own_part(z))
     buffers = [b.clone() for network in (generator, critic) for b in network.buffers()]
@@ -96,6 +111,7 @@ def updated(setting: Setting) -> dict[str, list[Tensor]]:
             *gradients(generator),
             *buffers,
             *parameters,
+            *update.strength.state_dict().values(),
         ],
     }
 
@@ -236,6 +252,20 @@ def test_a_node_that_dies_ends_the_others_and_the_same_lines_again_go_on(tmp_pat
     assert [agent.wait(120) for agent in start()] == [0, 0]
     assert "continuing from" in (tmp_path / "long" / "train.log").read_text()
     assert tiny.summary(tmp_path / "long")["status"] == "finished"
+
+
+@pytest.mark.parametrize(("status", "together"), [(143, True), (130, True), (2, False), (1, False)])
+def test_ranks_leave_together_where_a_signal_ends_them(
+    status: int, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+    monkeypatch.setattr(train, "is_rank", lambda: True)
+    monkeypatch.setenv(STARTED, "")
+    for name, call in {"join": lambda: None, "from_main": str, "leave": lambda: left.append(1)}.items():
+        monkeypatch.setattr(distributed, name, call)
+    with pytest.raises(SystemExit), train._ranks():
+        raise SystemExit(status)
+    assert bool(left) is together
 
 
 def _children(process: int) -> list[int]:

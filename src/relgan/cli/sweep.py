@@ -100,6 +100,13 @@ def swept(config: DictConfig) -> tuple[int | None, list[str]]:
     return math.prod(len(list(each.sweep_string_iterator())) for each in over.values()), list(over)
 
 
+def jobs_at_once(sweeper: DictConfig, jobs: int | None) -> int | None:
+    """How many of its jobs a sweeper gives to the launcher together, None where only it knows."""
+    # As Optuna and as Hydra itself call it.
+    limits = (jobs, sweeper.get("n_jobs"), sweeper.get("max_batch_size"))
+    return min((limit for limit in limits if limit), default=None)
+
+
 def told_by(overrides: Iterable[str]) -> str:
     """What tells a job from the others of its sweep."""
     over = _sweep_of_this_process().get("over")
@@ -155,7 +162,7 @@ class SweepCallback(Callback):
         if "n_jobs" in config.hydra.launcher:
             workers.lead()
         if str(config.hydra.launcher._target_).endswith(".LocalLauncher"):
-            share_machine(jobs)
+            share_machine(jobs_at_once(config.hydra.sweeper, jobs))
 
     def _announce(self, jobs: int | None, over: list[str]) -> None:
         os.environ[SWEEP] = json.dumps({"jobs": jobs, "over": over})

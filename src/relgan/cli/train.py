@@ -47,6 +47,9 @@ USAGE = """relgan-train trains a GAN with the loss, networks, data and scores na
 -m KEY=A,B … runs every combination; with hydra/launcher=parallel|processes|slurm|cluster several at a time; with
 hydra/sweeper=search a search for the best. --cfg job prints the composed configuration and exits; --resolve with it
 fills in references; --version; --hydra-help for more.
+
+Exit status: 0 finished or diverged, 1 failed, 2 bad input, 128 + the signal's number interrupted after saving (130:
+Ctrl-C).
 """
 
 
@@ -87,7 +90,13 @@ def _ranks() -> Iterator[None]:
 
     distributed.join()
     os.environ[STARTED] = distributed.from_main(f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
-    yield
+    try:
+        yield
+    except SystemExit as end:
+        # A signal ends all ranks together; one that ends alone must not wait for the others.
+        if isinstance(end.code, int) and end.code >= 128:
+            distributed.leave()
+        raise
     distributed.leave()
 
 

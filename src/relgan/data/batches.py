@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle
@@ -18,8 +17,6 @@ from relgan.distributed import rank, world_size
 from relgan.images import to_float
 from relgan.options import ConfigError
 from relgan.registry import DatasetOptions
-
-log = logging.getLogger("relgan")
 
 AHEAD = 8  # batches on their way to a GPU
 

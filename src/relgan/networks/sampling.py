@@ -16,9 +16,9 @@ from relgan.options import RelganError
 UNSCORABLE = (ValueError, RelganError, OSError, torch.OutOfMemoryError)
 
 
-def latents(count: int, latent_dim: int, generator: torch.Generator, device: torch.device) -> Tensor:
+def latents(count: int, latent_dim: int, rng: torch.Generator, device: torch.device) -> Tensor:
     """z ~ N(0, I), float32 (count, latent_dim); drawn on the CPU so that a seed means the same everywhere."""
-    return torch.randn(count, latent_dim, generator=generator, device="cpu").to(device)
+    return torch.randn(count, latent_dim, generator=rng, device="cpu").to(device)
 
 
 def draw_labels(counts: Sequence[int], count: int, seed: int) -> Tensor:
@@ -109,11 +109,11 @@ def sample_images(
         ValueError: the network returned values that are not finite.
     """
     device = next(network.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
 
     def draw() -> Iterator[Tensor | tuple[Tensor, Tensor]]:
         for number, start in enumerate(range(0, count, batch_size)):
-            z = latents(min(batch_size, count - start), latent_dim, generator, device) * truncation
+            z = latents(min(batch_size, count - start), latent_dim, rng, device) * truncation
             if number % world_size == rank:
                 yield z if labels is None else (z, labels[start : start + len(z)].to(device))
 

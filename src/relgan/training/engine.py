@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from relgan.config import Config
 from relgan.data.batches import Batch
-from relgan.distributed import largest
+from relgan.distributed import largest, world_size
 from relgan.options import ConfigError, first_line
 from relgan.training.state import Snapshot, scaled_rates
 from relgan.training.update import CriticResult, GeneratorResult, Update
@@ -84,7 +84,7 @@ def build_iteration(
         capture: :func:`cuda_graph`, or a stand-in where there is no GPU.
 
     Raises:
-        ConfigError: see ``chosen_by_user``.
+        ConfigError: see ``chosen_by_user``; or one of several ranks has no memory for a graph.
     """
     update = eager.update
     if name == "compiled":
@@ -106,13 +106,24 @@ def build_iteration(
 
 
 def _recorded(eager: Eager, reals: Sequence[Batch], capture: Capture[Results]) -> Captured | str:
-    """The recorded iteration, or why there is none; the same kind on all ranks."""
+    """The recorded iteration, or why there is none; the same kind on all ranks.
+
+    Raises:
+        ConfigError: one of several ranks has no memory for it.
+    """
     try:
         captured = Captured(eager, reals, capture)
-        same = agree(eager, captured, eager.update, reals)
-    except (NotRecorded, torch.OutOfMemoryError) as error:
-        # The comparison needs the memory of a second step.
+        # A graph that keeps the images it was recorded with is right about those.
+        same = agree(eager, captured, eager.update, [real._replace(images=-real.images) for real in reals])
+    except NotRecorded as error:
         return first_line(error)
+    except torch.OutOfMemoryError as error:
+        # The comparison needs the memory of a second step.
+        reason = first_line(error)
+        if world_size() > 1:
+            # The others wait for this rank inside an iteration: only its end frees them.
+            raise ConfigError("engine", f"cudagraph has no memory here ({reason}); give engine=eager") from error
+        return reason
     return "its first iteration differs from eager's" if largest(not same) else captured
 
 
@@ -216,7 +227,7 @@ class Captured:
             try:
                 work = partial(eager, self._reals, penalised=penalised)
                 self._recorded[penalised] = capture(work, snapshot.restore)
-            except (NotRecorded, torch.OutOfMemoryError) as error:
+            except NotRecorded as error:
                 problem = first_line(error)
             finally:
                 snapshot.restore()

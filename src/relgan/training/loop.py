@@ -126,7 +126,7 @@ class Loop:
             self.score()
         elif not state.history.visited and state.step < run.total:
             self.visit()
-        self.restart_clock()
+        self.interval_started = time.perf_counter()
         first = state.step + 1
         while state.step < run.total:
             self.check_signals()
@@ -190,7 +190,9 @@ class Loop:
         rate = self.speed.add(now - self.interval_started, self.interval_iterations)
         self.interval_started, self.interval_iterations = now, 0
         if self.run.update.diverged.item():
-            log.warning("diverged: a loss or gradient was not finite by update %d", self.state.step)
+            log.warning(
+                "diverged: a loss or gradient became infinite or NaN, at the latest at update %d", self.state.step
+            )
             return False
         self.state.seconds = now - self.started
         if self.run.device.type != "cpu" and len(self.speed.seconds) == 2:
@@ -216,10 +218,9 @@ class Loop:
             return
         shrunk = any(word.startswith("scale=") for word in self.run.command)
         shorter = "scale=cpu" if self.config.model.name == "r3gan" else "scale=minutes or scale=hour"
-        advice = (
-            "" if shrunk or self.run.device.type != "cpu" or seconds < LONG else f"; {shorter} trains a smaller one"
-        )
-        log.info("%s, scores aside%s", ending_line(seconds), advice)
+        helps = seconds >= LONG and self.run.device.type == "cpu" and not shrunk
+        advice = f"; {shorter} trains a smaller network" if helps else ""
+        log.info("%s, not counting scoring%s", ending_line(seconds), advice)
 
     def visit(self) -> None:
         """What is due between two updates."""
@@ -245,13 +246,13 @@ class Loop:
         self.interval_started += time.perf_counter() - paused
 
     def look(self) -> None:
-        """Save the grids, on rank 0; a disk that is full is no reason to stop."""
+        """Save the grids, on rank 0; training goes on without one that cannot be drawn or written."""
         if not is_main():
             return
         try:
             self.run.save_real_grid()
             self.run.save_grids(None if self.generator_result is None else self.generator_result.images)
-        except (OSError, ValueError) as error:
+        except UNSCORABLE as error:
             log.warning("no pictures at update %d (%s); training goes on", self.state.step, error)
 
     def score(self) -> None:
@@ -325,9 +326,6 @@ class Loop:
         self.run.write_summary(status, images_per_second=self.speed.images_per_second, error=error)
         log.info("%s after %d updates, %.0f s", status, self.state.step, self.state.seconds)
         return Outcome(status, exit_code, error)
-
-    def restart_clock(self) -> None:
-        self.interval_started = time.perf_counter()
 
 
 def measure(run: Run, critic: CriticResult, generator: GeneratorResult) -> dict[str, float]:

@@ -76,22 +76,22 @@ class _Stacked(nn.Module):
         return features.reshape(n, channels * WIDTH), joint
 
 
-def _jitter(digits: Tensor, generator: torch.Generator) -> Tensor:
+def _jitter(digits: Tensor, rng: torch.Generator) -> Tensor:
     """Rotate, scale, shear and shift each digit a little."""
     n = len(digits)
-    shape = torch.eye(2) + (torch.rand(n, 2, 2, generator=generator) - 0.5) * 0.35
-    shift = (torch.rand(n, 2, 1, generator=generator) - 0.5) * 0.2
+    shape = torch.eye(2) + (torch.rand(n, 2, 2, generator=rng) - 0.5) * 0.35
+    shift = (torch.rand(n, 2, 1, generator=rng) - 0.5) * 0.2
     where = F.affine_grid(torch.cat([shape, shift], dim=2), list(digits.shape), align_corners=False)
     return F.grid_sample(digits, where, align_corners=False)
 
 
-def _noise(count: int, generator: torch.Generator) -> Tensor:
+def _noise(count: int, rng: torch.Generator) -> Tensor:
     """Pictures of nothing, from fine noise to coarse blobs, (count, 1, 32, 32) in [0, 1]."""
     scales = [1, 2, 4, 8]
     parts = []
     for scale, part in zip(scales, torch.arange(count).chunk(len(scales)), strict=False):
-        noise = torch.rand(len(part), 1, SIZE // scale, SIZE // scale, generator=generator)
-        noise = (noise - torch.rand(len(part), 1, 1, 1, generator=generator)).clamp(min=0) * 2
+        noise = torch.rand(len(part), 1, SIZE // scale, SIZE // scale, generator=rng)
+        noise = (noise - torch.rand(len(part), 1, 1, 1, generator=rng)).clamp(min=0) * 2
         parts.append(F.interpolate(noise, size=(SIZE, SIZE), mode="bilinear").clamp(max=1))
     return torch.cat(parts)
 

@@ -40,7 +40,7 @@ def extrapolate(value: Callable[[Tensor], float], count: int) -> Estimate:
         raise ValueError(f"needs at least {2 * SMALLEST} images")
     rng = torch.Generator().manual_seed(SEED)
     sizes = np.linspace(count // SMALLEST, count, POINTS).astype(int)
-    values = [value(torch.randperm(count, generator=rng)[:size]) for size in sizes]
+    values = [value(torch.randperm(count, generator=rng, device="cpu")[:size]) for size in sizes]
     line, covariance = np.polyfit(1 / sizes, values, deg=1, cov=True)
     return Estimate(float(line[1]), float(np.sqrt(covariance[1, 1])))
 
@@ -61,7 +61,8 @@ class FrechetInfinity(RowScore):
 
 def frechet_of(rows: Tensor, reference: Reference) -> float:
     """Fréchet distance of rows of features, float32 (N, F)."""
-    moments = FeatureMoments(rows.shape[1]).to(rows.device)
+    with rows.device:
+        moments = FeatureMoments(rows.shape[1])
     return frechet_distance(accumulate(moments, rows), reference)
 
 
@@ -81,6 +82,7 @@ class InceptionInfinity(FeatureScore):
 
 def score_of(logits: Tensor) -> float:
     """Inception score of rows of logits, float32 (N, K), as one split."""
-    marginals = ClassMarginals(logits.shape[1], len(logits), splits=1).to(logits.device)
+    with logits.device:
+        marginals = ClassMarginals(logits.shape[1], len(logits), splits=1)
     score: Estimate = accumulate(marginals, logits, torch.arange(len(logits), device=logits.device))
     return score.mean
