@@ -1,4 +1,4 @@
-"""Optimizers as published, and the cadences."""
+"""Optimizers as published."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.optim import Adam, RMSprop
 
-from relgan.config import OptimizerConfig, TrainConfig
-from relgan.training.optimizers import build_optimizers, is_due, quarters, total_iterations
+from relgan.config import OptimizerConfig
+from relgan.training.optimizers import build_optimizers
 
 
 def test_each_network_has_its_own_learning_rate() -> None:
@@ -34,21 +34,3 @@ def test_rmsprop_smooths_with_the_second_beta() -> None:
     optimizer.step()
     # v = (1 − α)·g²; w −= lr·g / (√v + ε)
     assert before - network.weight.item() == pytest.approx(0.1 * 2 / (0.1 * 4) ** 0.5, rel=1e-5)
-
-
-def test_epochs_are_passes_of_the_critic() -> None:
-    train = TrainConfig(iterations=None, epochs=2.5, batch_size=10)
-    assert total_iterations(train, 1, 100) == 25
-    assert total_iterations(train, 5, 100) == 5
-    assert total_iterations(train, 1, 101) == 26
-    assert total_iterations(TrainConfig(iterations=None, epochs=1e-6, batch_size=10), 1, 100) == 1
-    assert total_iterations(TrainConfig(iterations=7), 5, 100) == 7
-
-
-def test_cadences() -> None:
-    assert [step for step in range(11) if is_due(step, 4, 10)] == [4, 8, 10]
-    assert [step for step in range(11) if is_due(step, 0, 10)] == [10]
-    assert quarters(1000) == {0, 250, 500, 750, 1000}
-    assert quarters(0) == {0}
-    assert quarters(1) == {0, 1}
-    assert {0, 3} <= quarters(3)

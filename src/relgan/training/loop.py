@@ -22,7 +22,7 @@ from relgan.progress import Bar, progress_bar
 from relgan.rundir import previous
 from relgan.tracking.console import ending_line, training_line
 from relgan.training import checkpoint
-from relgan.training.optimizers import is_due, quarters
+from relgan.training.cadence import is_due, quarters
 from relgan.training.run import Run, Status
 from relgan.training.signals import REQUEUING, StopRequested, StopSignals, requeue
 from relgan.training.update import CriticResult, GeneratorResult

@@ -24,8 +24,8 @@ from relgan.networks.sampling import UNSCORABLE, sample_images, sample_rows
 from relgan.registry import DATASETS
 from relgan.rundir import RunDir
 from relgan.tracking.base import Trackers
+from relgan.training.cadence import total_iterations
 from relgan.training.engine import Iteration
-from relgan.training.optimizers import total_iterations
 from relgan.training.schedules import Schedules
 from relgan.training.state import TrainState
 from relgan.training.update import Update
