@@ -24,7 +24,7 @@ LAYERS = {
             ("relgan.builtin", "relgan.config", "relgan.images", "relgan.progress"),
             (
                 *("relgan.augment", "relgan.data", "relgan.losses", "relgan.penalties", "relgan.rundir"),
-                "relgan.metrics.catalogue",
+                *("relgan.metrics.catalogue", "relgan.metrics.interval"),
             ),
             ("relgan.networks", "relgan.side_terms", "relgan.tracking"),
             ("relgan.metrics", "relgan.report"),

@@ -24,23 +24,12 @@ from torch import Tensor, nn
 
 from relgan.metrics.catalogue import direction
 from relgan.metrics.evaluator import Evaluator
+from relgan.metrics.interval import Interval
 from relgan.metrics.scores import Batch, Seen
 
 EXCHANGES = 50
 WIDTH = 2.009  # 97.5 % of Student's t with that many degrees of freedom lie below
 SEED = 2020
-
-
-class Interval(NamedTuple):
-    """A number, and the ends of its interval of 95 %."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def around(cls, value: float, deviation: float) -> Interval:
-        return cls(value, value - WIDTH * deviation, value + WIDTH * deviation)
 
 
 @dataclass(frozen=True)
@@ -95,9 +84,9 @@ def compare(
     return {
         key: _comparison(
             key,
-            Interval.around(value, own[0][key]),
-            Interval.around(values[1][key], own[1][key]),
-            Interval.around(value - values[1][key], between[key]),
+            Interval.around(value, WIDTH * own[0][key]),
+            Interval.around(values[1][key], WIDTH * own[1][key]),
+            Interval.around(value - values[1][key], WIDTH * between[key]),
         )
         for key, value in values[0].items()
         if direction(key) and key in everywhere
@@ -106,7 +95,7 @@ def compare(
 
 def _comparison(key: str, run: Interval, against: Interval, difference: Interval) -> Comparison:
     better: Literal["run", "against"] | None = None
-    if not difference.low <= 0 <= difference.high:
+    if difference.leaves_out_zero:
         better = "run" if (difference.value < 0) == (direction(key) == "min") else "against"
     return Comparison(run, against, difference, better)
 

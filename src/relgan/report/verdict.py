@@ -12,26 +12,14 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from relgan.metrics import catalogue
+from relgan.metrics.interval import Interval
 from relgan.report.collect import RunRecord
 from relgan.report.compare import Board, Cell, Column
 
 CONFIDENCE = 0.95
 NAMED = 6  # variants in a sentence; of more, some are counted
-
-
-class Interval(NamedTuple):
-    """A difference of means, and the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def leaves_out_zero(self) -> bool:
-        return not self.low <= 0 <= self.high
 
 
 def welch(one: Sequence[float], other: Sequence[float], comparisons: int = 1) -> Interval | None:
@@ -51,7 +39,7 @@ def welch(one: Sequence[float], other: Sequence[float], comparisons: int = 1) ->
     degrees = sum(parts) ** 2 / sum(p**2 / (len(v) - 1) for p, v in zip(parts, (one, other), strict=True))
     width = stdtrit(degrees, 1 - (1 - CONFIDENCE) / comparisons / 2) * math.sqrt(sum(parts))
     difference = statistics.fmean(other) - statistics.fmean(one)
-    return Interval(difference, difference - float(width), difference + float(width))
+    return Interval.around(difference, float(width))
 
 
 @dataclass(frozen=True)
