@@ -177,6 +177,11 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     tracker: TrackerOptions = _part("tracker", "wandb")
 
+    @property
+    def images_per_update(self) -> int:
+        """Real images that the critic sees, over all ranks, while the generator is updated once."""
+        return self.train.batch_size * self.optimizer.n_critic
+
 
 def metrics_class() -> type[MetricsConfig]:
     """MetricsConfig with a group for each score and extractor that has options of its own: ``metrics.NAME.OPTION``."""

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from relgan.config import TrainConfig
+import pytest
+
+import tiny
 from relgan.training.cadence import is_due, quarters, total_iterations
 
 
-def test_epochs_are_passes_of_the_critic() -> None:
-    train = TrainConfig(iterations=None, epochs=2.5, batch_size=10)
-    assert total_iterations(train, 1, 100) == 25
-    assert total_iterations(train, 5, 100) == 5
-    assert total_iterations(train, 1, 101) == 26
-    assert total_iterations(TrainConfig(iterations=None, epochs=1e-6, batch_size=10), 1, 100) == 1
-    assert total_iterations(TrainConfig(iterations=7), 5, 100) == 7
+@pytest.mark.parametrize(
+    ("length", "n_critic", "num_images", "expected"),
+    [
+        ("train.epochs=2.5", 1, 100, 25),
+        ("train.epochs=2.5", 5, 100, 5),
+        ("train.epochs=2.5", 1, 101, 26),
+        ("train.epochs=1e-6", 1, 100, 1),
+        ("train.iterations=7", 5, 100, 7),
+    ],
+)
+def test_epochs_are_passes_of_the_critic(length: str, n_critic: int, num_images: int, expected: int) -> None:
+    words = ["train.batch_size=10", "train.iterations=null", length, f"optimizer.n_critic={n_critic}"]
+    assert total_iterations(tiny.config(*words), num_images) == expected
 
 
 def test_cadences() -> None:

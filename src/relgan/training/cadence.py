@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 
-from relgan.config import TrainConfig
+from relgan.config import Config
 
 
-def total_iterations(train: TrainConfig, n_critic: int, num_images: int) -> int:
+def total_iterations(config: Config, num_images: int) -> int:
     """Generator updates of the whole run; an epoch is one pass of the critic's updates over the images."""
+    train = config.train
     if train.iterations is not None:
         return train.iterations
     assert train.epochs is not None
-    return max(1, math.ceil(train.epochs * num_images / (train.batch_size * n_critic)))
+    return max(1, math.ceil(train.epochs * num_images / config.images_per_update))
 
 
 def is_due(step: int, every: int, total: int) -> bool:

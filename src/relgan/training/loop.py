@@ -92,7 +92,7 @@ class Loop:
         self.signals, self.show = signals, show
         self.state = run.state
         self.config = run.config
-        self.speed = Speed(run.config.train.batch_size * run.config.optimizer.n_critic)
+        self.speed = Speed(run.config.images_per_update)
         self.started = time.perf_counter() - run.state.seconds
         self.interval_started = time.perf_counter()
         self.interval_iterations = 0

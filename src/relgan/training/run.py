@@ -86,7 +86,7 @@ class Run:
     @cached_property
     def total(self) -> int:
         """Generator updates of the whole run."""
-        return total_iterations(self.config.train, self.config.optimizer.n_critic, len(self.store))
+        return total_iterations(self.config, len(self.store))
 
     @property
     def score_every(self) -> int:

@@ -58,7 +58,7 @@ class Schedules:
     """
 
     def __init__(self, config: Config, num_images: int, state: TrainState, update: Update) -> None:
-        self._images = config.train.batch_size * config.optimizer.n_critic
+        self._images = config.images_per_update
         self.moving = dict(_moving(config, num_images, state, update))
 
     def apply(self, step: int) -> None:
@@ -93,8 +93,10 @@ def _moving(config: Config, num_images: int, state: TrainState, update: Update) 
     if isinstance(config.augment, RandomOptions) and (course := cosine(config.augment.p, schedule.augment_p)):
         yield "augment_p", ScheduledValue(course, lambda value: _fill(update.strength.p, value))
     if course := cosine(0.0, schedule.ema_half_life):
-        images = config.train.batch_size * optimizer.n_critic
-        yield "ema_half_life", ScheduledValue(course, lambda value: state.ema.set_half_life(value / images))
+        yield (
+            "ema_half_life",
+            ScheduledValue(course, lambda value: state.ema.set_half_life(value / config.images_per_update)),
+        )
 
 
 def _fill(tensor: Tensor, value: float) -> None:
