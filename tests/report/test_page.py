@@ -122,7 +122,10 @@ def test_the_slider_changes_every_picture_by_keyboard(visit: Visit) -> None:
 
 def test_a_picture_can_be_enlarged_and_closed_by_keyboard(visit: Visit) -> None:
     visit.page.locator(".stage:visible").first.press("Enter")
-    assert visit.page.locator("dialog img").is_visible()
+    image = visit.page.locator("dialog img")
+    assert image.is_visible()
+    scale = image.evaluate("image => image.width / image.naturalWidth")
+    assert scale == int(scale) > 1  # each of its pixels is as wide as the next
     visit.page.keyboard.press("Escape")
     assert not visit.page.locator("dialog").is_visible()
 

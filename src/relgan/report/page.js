@@ -43,7 +43,12 @@ const dialog = document.querySelector("dialog");
 const readout = document.querySelector("#readout");
 for (const stage of all(".stage")) {
   stage.addEventListener("click", () => {
-    const image = stage.querySelector("img").cloneNode();
+    const shown = stage.querySelector("img"), image = shown.cloneNode();
+    const factor = Math.min(.9 * innerWidth, .86 * innerHeight) / shown.naturalWidth;
+    image.classList.toggle("sharp", factor >= 1);
+    image.removeAttribute("height");
+    // Enlarged by a whole factor, all its pixels are equally wide.
+    image.width = shown.naturalWidth * (factor >= 1 ? Math.floor(factor) : factor);
     dialog.replaceChildren(image, image.alt);
     dialog.showModal();
   });
