@@ -217,6 +217,11 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="file to draw the damages into")
     arguments = parser.parse_args()
     if arguments.digits:
+        if {name for name, value in vars(arguments).items() if value != parser.get_default(name)} - {
+            "digits",
+            "picture",
+        }:
+            parser.error("--digits goes with --picture alone")
         options = replace(DATASETS[DIGITS].options, num_images=20_000)
         images = load(options, None)
         new, reference = images[:10_000], images[10_000:]

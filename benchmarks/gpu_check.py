@@ -131,7 +131,7 @@ def in_process(step: str, setting: Setting, seconds: float) -> dict[str, Any]:
             process.wait()
     entry: dict[str, Any] = json.loads(file.read_text())
     ended = entry.pop("ended")
-    if late and seconds < SECONDS:
+    if late and not ended and seconds < SECONDS:
         entry["skipped"] = f"only {seconds:.0f} s were left"
     elif late or not ended:
         what = "step ended, but its process" if ended else "step"

@@ -36,15 +36,21 @@ def _environment(shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
     """What a test answers is answered no more after it."""
-    hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
-    # A script that starts the tests in the background has Ctrl-C ignored, nohup the closed terminal.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A script that starts the tests in the background has Ctrl-C ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in hangup:
-        signal.signal(number, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """A terminal whose closing is answered, under nohup too; nothing where the system has none."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL) if hasattr(signal, "SIGHUP") else None
+    yield
+    if before is not None:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

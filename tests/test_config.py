@@ -44,6 +44,17 @@ def test_the_schema_is_what_runs_without_arguments() -> None:
 
 
 @pytest.mark.parametrize(
+    "values", [{"precision": "tf32", "penalty": {"name": "ar1r2"}}, {"augment": {"name": "ada", "target": None}}]
+)
+def test_what_is_no_longer_trained_can_still_be_read(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        resolve(values)
+    assert resolve(values, to_train=False).precision in {"auto", "tf32"}
+    with pytest.raises(ConfigError, match=r"^seed: must be ≥ 0"):
+        resolve({"seed": -1}, to_train=False)
+
+
+@pytest.mark.parametrize(
     ("words", "dims"),
     [
         (["dataset=digits"], 128),

@@ -185,7 +185,11 @@ register_model(
     facts=_CONDITIONAL,
 )
 register_model(
-    "r3gan", R3GANOptions, "relgan.networks.r3gan:build", about="R3GAN's residual networks", facts=_CONDITIONAL
+    "r3gan",
+    R3GANOptions,
+    "relgan.networks.r3gan:build",
+    about="R3GAN's residual networks; bring loss=rpgan_r1r2",
+    facts=_CONDITIONAL,
 )
 
 

@@ -1,6 +1,6 @@
 """The configuration of one training run: every option with its type, default, unit and meaning.
 
-The dataclasses are the schema and hold what runs by default; ``conf/*.yaml`` gives only values that differ. The
+The dataclasses are the schema and hold the defaults; ``conf/*.yaml`` gives only values that differ. The
 groups ``model``, ``loss``, ``penalty``, ``augment``, ``dataset`` and ``tracker`` hold the options of the part that
 their ``name`` names (:mod:`relgan.registry`). This module imports neither torch nor Hydra.
 """
@@ -197,10 +197,14 @@ def metrics_class() -> type[MetricsConfig]:
     return cast(type[MetricsConfig], dataclasses.make_dataclass("MetricsConfig", groups, bases=(MetricsConfig,)))
 
 
-def resolve(values: Any) -> Config:
+def resolve(values: Any, *, to_train: bool = True) -> Config:
     """A checked configuration from nested values: an OmegaConf node, or a saved configuration.
 
     Each group becomes the dataclass of the part that its ``name`` names; what is missing has its default.
+
+    Args:
+        to_train: whether combinations that cannot be trained are refused. Networks that are trained already may have
+            been so before a combination was.
 
     Raises:
         ConfigError: an unknown option or part, a value of the wrong type, or what cannot be run together.
@@ -226,7 +230,10 @@ def resolve(values: Any) -> Config:
         reason = str(error).splitlines()[0]
         raise ConfigError(str(error.full_key or "config"), reason) from error
     assert isinstance(config, Config)
-    validate(config)
+    if to_train:
+        validate(config)
+    else:
+        check(config)
     return config
 
 

@@ -192,7 +192,7 @@ def from_checkpoint(
     """
     if weights not in WEIGHTS:
         raise ConfigError("weights", f"{weights!r} is not one of {', '.join(WEIGHTS)}")
-    config = resolve(saved["config"])
+    config = resolve(saved["config"], to_train=False)
     averaged = weights == "ema" and has_average(config)
     state = saved["ema"]["module"] if averaged else saved["generator"]
     classes, counts = saved["classes"], saved["class_counts"]
@@ -253,7 +253,7 @@ def from_safetensors(path: Path, *, device: torch.device | str = "cpu") -> Train
         if about["format"] != FORMAT:
             raise RelganError(f"{path}: written by another relgan (format {about['format']}; this one reads {FORMAT})")
         refuse_foreign(about["config"], about["foreign"], path)
-        config, channels = resolve(about["config"]), int(about["channels"])
+        config, channels = resolve(about["config"], to_train=False), int(about["channels"])
         step, weights = int(about["step"]), str(about["weights"])
         classes, counts = list(map(str, about["classes"])), list(map(int, about["class_counts"]))
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:

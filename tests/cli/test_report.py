@@ -180,7 +180,7 @@ def test_networks_compared_on_the_same_latents_are_shown(tmp_path: Path) -> None
     (run / "scores.json").write_text('{"scores": {"eval/fd_digits": 20.0}, "protocol": {"step": 2000}}')
     page = tmp_path / "report.html"
     write_report([tmp_path / "s"], tmp_path)
-    assert "same latents" not in page.read_text()
+    assert "Compared on the same noise" not in page.read_text()
     (run / "against.json").write_text(json.dumps(compared))
     write_report([tmp_path / "s"], tmp_path)
     text = " ".join(re.sub("<[^>]*>", " ", page.read_text().partition("Compared on the same noise")[2]).split())

@@ -111,6 +111,7 @@ def test_a_run_that_nobody_can_watch_ends_as_it_would(command: Command, broken: 
     assert log_lines()[-1].startswith("finished after 4 updates")
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_terminal_is_lost_while_its_progress_bar_is_drawn(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
     mine, descriptor = pty.openpty()

@@ -149,7 +149,7 @@ def test_what_breaks_in_anothers_tracker_is_one_warning_and_ends_it(
     local, first, second = Listener(), Broken(), Listener()
     with caplog.at_level(logging.WARNING, "relgan"):
         tell(Trackers([local], {"gone": first, "there": second}), tmp_path)
-    assert caplog.messages == ["gone failed (gone) and gets nothing more; metrics.jsonl has everything"]
+    assert caplog.messages == ["gone failed (gone) and receives nothing more; metrics.jsonl has everything"]
     assert first.heard.count(method) == 1
     assert first.heard[-1] == (method if method == "close" else 1)  # closed as failed, once
     assert local.heard == second.heard

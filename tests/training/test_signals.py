@@ -18,6 +18,7 @@ from relgan.training.signals import SIGNALS, StopRequested, StopSignals, leaving
 needs_hangup = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_only_asks(number: signal.Signals) -> None:
     before = signal.getsignal(number)
@@ -100,6 +101,7 @@ def test_a_signal_that_came_before_counts() -> None:
         assert signals.received == signal.SIGTERM
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [number for number in SIGNALS if number != signal.SIGINT])
 def test_outside_training_a_signal_leaves_and_what_is_half_written_goes(number: signal.Signals, tmp_path: Path) -> None:
     def write() -> None:

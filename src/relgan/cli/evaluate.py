@@ -118,7 +118,7 @@ class Run(NamedTuple):
 
         scored = RunDir(user_path(run)).best.exists()
         saved = read_checkpoint(run, checkpoint or ("best" if scored else "last"))
-        config = overlay(resolve(saved["config"]), composed, line.words)
+        config = overlay(resolve(saved["config"], to_train=False), composed, line.words)
         device = prepare_device(config.device)
         store = prepare(config.dataset)
         return cls(config, from_checkpoint(saved, weights=config.metrics.generator, device=device), store, device)
@@ -248,6 +248,7 @@ def _score(pictures: Pictures, real: Images, config: Config, kind: DatasetOption
         modes_images=len(indices),
         lpips_pairs=min(config.metrics.lpips_pairs, len(indices) // 2),
     )
+    kind = dataclasses.replace(kind, image_size=min(pictures.size))
     evaluator = Evaluator(metrics, kind, real, latent_dim=0, seed=config.seed, device=prepare_device(config.device))
     scores = evaluator.score(pictures.positioned(indices, metrics.batch_size))
     made = {"images": {**pictures.meta, "fingerprint": pictures.fingerprint}}

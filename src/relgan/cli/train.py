@@ -93,7 +93,7 @@ def _ranks() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        # A signal ends all ranks together; one that ends alone must not wait for the others.
+        # A run that a signal has stopped ends on all ranks together. One that fails alone must not wait for the others.
         if isinstance(end.code, int) and end.code >= 128:
             distributed.leave()
         raise

@@ -289,12 +289,25 @@ class Evaluator:
             # Ranks wait for each other here, so all of this comes before the formulas, where one may fail alone.
             for score in scores:
                 with self._costs_only(score):
-                    gathered[score] = self._accumulators[score].compute()
+                    gathered[score] = self._gather(score)
         results: dict[str, float] = {}
         for score, accumulated in gathered.items():
             with self._costs_only(score):
                 results |= self._compute(score, accumulated)
         return results
+
+    def _gather(self, score: Score) -> Any:
+        """What all ranks have summed.
+
+        Raises:
+            RuntimeError: a rank that has no memory for it ends, because the others wait for it.
+        """
+        try:
+            return self._accumulators[score].compute()
+        except torch.OutOfMemoryError as error:
+            if world_size() > 1:
+                raise RuntimeError(f"{score.options.name}: no memory for what the ranks have summed") from error
+            raise
 
     @contextmanager
     def _costs_only(self, score: Score) -> Iterator[None]:

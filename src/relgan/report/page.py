@@ -348,7 +348,7 @@ def _warnings(comparison: Comparison, boards: Sequence[Board]) -> Iterator[str]:
             "shown but not ranked."
         )
     if hidden := [key for key in comparison.differing if key not in comparison.label_options]:
-        yield f"The variants also differ in {', '.join(hidden)}: which their names do not show: see Settings."
+        yield f"The variants also differ in {', '.join(hidden)}, which their names do not show; see Settings."
     for what, consequence in (("versions", "scores may differ slightly"), ("hardware", "times are not comparable")):
         if differing := _differing_facts(comparison.runs, what):
             yield f"Runs differ in {what} ({', '.join(differing)}): {consequence}."

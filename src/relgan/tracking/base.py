@@ -228,4 +228,4 @@ class Trackers(Tracker):
                     with contextlib.suppress(Exception):
                         tracker.close(1)
                 cause = first_line(error)
-                log.warning("%s failed (%s) and gets nothing more; metrics.jsonl has everything", name, cause)
+                log.warning("%s failed (%s) and receives nothing more; metrics.jsonl has everything", name, cause)

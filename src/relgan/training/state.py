@@ -88,14 +88,14 @@ class History:
     def remember(self, scores: Mapping[str, float], step: int, keep: int) -> bool:
         """Take in new scores and rank the step among the ``keep`` best; whether it is the best so far.
 
-        A generator that was never trained is not the best of anything.
+        That is by the first score which the first evaluation had. A generator that was never trained is not the best
+        of anything.
         """
         self.final = dict(scores)
         if step == 0:
             return False
         ways = {key: way for key in scores if (way := direction(key)) is not None}
         improved = [key for key, way in ways.items() if self._improves(key, way, scores[key], step)]
-        # The same score for the whole run, also where it is missing once.
         key = next(iter(self.best), None)
         if key not in ways:
             return False
