@@ -92,6 +92,8 @@ def test_the_first_screen_answers(visit: Visit) -> None:
     answer = visit.page.locator(".panel:visible .verdict")
     assert "has the lowest mean Fréchet distance (digits)" in answer.inner_text()
     assert "seeds cannot tell it from" in answer.inner_text()
+    meaning = "Distance from the real images: Fréchet distance of features; lower is better."
+    assert visit.page.locator(".panel:visible").get_by_text(meaning, exact=True).is_visible()
     for part in (answer, visit.page.locator(".panel:visible .dots")):
         box = part.bounding_box()
         assert box["y"] + box["height"] < SIZES["desktop"][1]

@@ -69,7 +69,7 @@ register_score(
     "fid",
     None,
     "relgan.metrics.scores.frechet:Frechet",
-    about="Fréchet distance of features",
+    about="distance from the real images: Fréchet distance of features",
     facts=ScoreCard((Key("fid", "FID", "min", ("fd", "Fréchet distance")),)),
 )
 register_score(
@@ -83,7 +83,7 @@ register_score(
     "kid",
     None,
     "relgan.metrics.scores.kernel:Kernel",
-    about="kernel distance of features, unbiased for few images",
+    about="distance from the real images by a kernel, unbiased for few images",
     facts=ScoreCard((Key("kid", "KID", "min", ("kd", "Kernel distance")),)),
 )
 register_score(
