@@ -294,7 +294,7 @@ def test_what_the_readers_experiments_compare() -> None:
 
 
 def test_the_pilot_varies_nothing_but_the_penalty_of_networks_without_normalisation() -> None:
-    assert swept("gamma_pilot") == {"penalty.weight": "0.01,0.1,1,10", "seed": "1,2"}
+    assert swept("gamma_pilot") == {"penalty.weight": "0.1,1,10,100", "seed": "1,2"}
     pilot = composed("experiment=gamma_pilot")
     assert (pilot.loss.name, pilot.penalty.name, pilot.model.name) == ("rsgan", "r1r2", "dcgan")
     assert (pilot.model.norm, pilot.model.spectral_norm, pilot.model.generator_spectral_norm) == ("none", False, False)
