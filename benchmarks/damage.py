@@ -134,13 +134,14 @@ class Damages:
         return some
 
 
-def load(options: DatasetOptions, count: int | None) -> Labelled:
-    """All images of a data set, or a random ``count``."""
+def load(options: DatasetOptions, count: int | None = None) -> tuple[Labelled, str]:
+    """All images of a data set, or a random ``count``, and their fingerprint."""
     store = prepare(options)
     chosen = fixed_subset(len(store), count)
     assert store.labels is not None
     images = torch.from_numpy(store.images[chosen]).permute(0, 3, 1, 2)
-    return Labelled(images, torch.from_numpy(store.labels[chosen]).long())
+    labels = torch.from_numpy(store.labels[chosen]).long()
+    return Labelled(images, labels), f"{store.fingerprint} {len(chosen)}"
 
 
 class Judge:
@@ -148,14 +149,14 @@ class Judge:
 
     Args:
         kind: of data set.
-        fingerprint: of the reference.
+        fingerprint: of the reference, whose statistics are cached by it.
     """
 
     def __init__(self, scores: Sequence[str], extractor: str, kind: str, reference: Labelled, fingerprint: str) -> None:
         self._config = MetricsConfig(scores=list(scores), extractor=extractor, reference_images=None, splits=1)
         self._kind = replace(DATASETS[kind].options, labels=True)
         self._class_counts = torch.bincount(reference.labels).tolist()
-        self._reference = InMemory(f"{fingerprint} {len(reference)}", reference.images, reference.labels.numpy())
+        self._reference = InMemory(fingerprint, reference.images, reference.labels.numpy())
 
     def __call__(self, some: Labelled) -> dict[str, float]:
         """Scores by their names without the extractor's, spreads of subsets and splits left out."""
@@ -217,28 +218,25 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="file to draw the damages into")
     arguments = parser.parse_args()
     if arguments.digits:
-        if {name for name, value in vars(arguments).items() if value != parser.get_default(name)} - {
-            "digits",
-            "picture",
-        }:
+        given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
+        if given - {"digits", "picture"}:
             parser.error("--digits goes with --picture alone")
-        options = replace(DATASETS[DIGITS].options, num_images=20_000)
-        images = load(options, None)
+        images, fingerprint = load(replace(DATASETS[DIGITS].options, num_images=20_000))
         new, reference = images[:10_000], images[10_000:]
         sets = Damages(new, reference, len(new)).of_digits()
-        judge = Judge(DIGIT_SCORES, "digits", DIGITS, reference, DIGITS)
+        judge = Judge(DIGIT_SCORES, "digits", DIGITS, reference, f"{fingerprint}, the second half")
     else:
         if not (arguments.images and arguments.reference):
             parser.error("give --images and --reference, or --digits")
         folder = partial(DatasetOptions, name="folder", image_size=arguments.size, labels=True)
-        new = load(folder(path=arguments.images), None)
+        new, _ = load(folder(path=arguments.images))
         if max(arguments.counts or [arguments.count]) > len(new):
             parser.error(f"there are only {len(new):,} images")
-        reference = load(folder(path=arguments.reference), arguments.reference_count)
+        reference, fingerprint = load(folder(path=arguments.reference), arguments.reference_count)
         sets = Damages(new, reference, arguments.count).of_classes()
         if arguments.counts:
             sets = {f"{count:,} images": Damages(new, reference, count).undamaged for count in arguments.counts}
-        judge = Judge(SCORES, arguments.extractor, "folder", reference, arguments.reference)
+        judge = Judge(SCORES, arguments.extractor, "folder", reference, fingerprint)
     if arguments.picture:
         picture(sets).save(arguments.picture, quality=90)
     print(table({name: judge(made()) for name, made in sets.items()}))
