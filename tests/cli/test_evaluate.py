@@ -93,6 +93,24 @@ def test_a_run_without_scores_has_its_last_checkpoint_scored(
     assert json.loads(out.read_text())["protocol"]["step"] == 3
 
 
+def test_the_picture_of_neighbours_is_drawn_where_training_draws_it(
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    picture = run_dir / "samples" / "neighbours_00000003.png"
+    with caplog.at_level("INFO", "relgan"):
+        call(monkeypatch, str(run_dir), "checkpoint=last", "metrics.scores=[neighbours]")
+    assert str(picture) in caplog.messages
+    assert not capsys.readouterr().out
+    moved = tmp_path / "sent.pt"
+    shutil.copy(run_dir / "checkpoints" / "last.pt", moved)
+    call(monkeypatch, str(moved), "metrics.scores=[neighbours]")
+    assert (tmp_path / picture.name).read_bytes() == picture.read_bytes()
+
+
 def test_a_conditional_run_scored_again_is_asked_for_the_same_classes(
     conditional_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +274,10 @@ def test_pictures_are_not_scored_in_the_order_of_their_names(tmp_path: Path, mon
         (["run=/nowhere", "checkpoint=newest"], "checkpoint: 'newest' is not one of best, last"),
         (["images=/nowhere", "reference=/nowhere"], "images: /nowhere does not exist"),
         (["images=/nowhere"], "reference: give a folder"),
+        (
+            ["images=x", "reference=y", "metrics.scores=[neighbours]"],
+            "metrics.scores: neighbours is a picture of a run's images",
+        ),
         (["run=RUN", "metrics.splits=0"], "metrics.splits: must be ≥ 1"),
         (["run=RUN", "metrics.scores=[fad]"], "metrics.scores: 'fad' is not one of"),
         (["run=RUN", "checkpoint=last", "loss=sgan"], "loss: with run=, only metrics"),

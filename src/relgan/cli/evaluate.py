@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relgan.cli.command import CommandOptions, Line, command
@@ -153,11 +154,26 @@ def _score_run(options: EvalOptions, line: Line) -> Result:
     evaluator = run.evaluator()
     with _one_line():
         scores = evaluator.evaluate(run.trained.module)
+        picture = evaluator.neighbours(run.trained.module)
+    if picture is not None:
+        _save_neighbours(picture, user_path(options.run), run.trained.step)
     classes = run.trained.classes
     by_class = {
         key: {classes[label]: value for label, value in values.items()} for key, values in evaluator.by_class.items()
     }
     return Result(scores, {**evaluator.protocol, "step": run.trained.step}, by_class)
+
+
+def _save_neighbours(picture: torch.Tensor, run: Path, step: int) -> None:
+    """Where training puts it; beside a checkpoint that was given by itself."""
+    from relgan.images import save_png
+    from relgan.rundir import RunDir
+
+    place = RunDir(run).neighbours(step)
+    file = place if run.is_dir() else run.with_name(place.name)
+    with writing_to(file, "metrics.scores"):
+        save_png(picture, file)
+    log.info("%s", file)
 
 
 def _compare_runs(options: EvalOptions, line: Line) -> Result:
@@ -221,6 +237,8 @@ def _score_pictures(options: EvalOptions, line: Line) -> Result:
     if "metrics.reference_images" not in names:
         config.metrics = dataclasses.replace(config.metrics, reference_images=None)
     limit = config.metrics.num_images if "metrics.num_images" in names else None
+    if "neighbours" in config.metrics.scores:
+        raise ConfigError("metrics.scores", "neighbours is a picture of a run's images: give run= instead of images=")
     pictures = Pictures(options.images, "images")
     if known:
         return _score(pictures, StoreImages(prepare(config.dataset)), config, config.dataset, limit)
@@ -243,7 +261,6 @@ def _score(pictures: Pictures, real: Images, config: Config, kind: DatasetOption
     indices = np.random.RandomState(SHUFFLE).permutation(fixed_subset(len(pictures), limit))
     metrics = dataclasses.replace(
         config.metrics,
-        scores=[score for score in config.metrics.scores if score != "neighbours"],
         num_images=len(indices),
         modes_images=len(indices),
         lpips_pairs=min(config.metrics.lpips_pairs, len(indices) // 2),
@@ -258,7 +275,8 @@ def _score(pictures: Pictures, real: Images, config: Config, kind: DatasetOption
 
 def _print_table(result: Result) -> None:
     out = console()
-    out.print(_comparison_table(result.comparison) if result.comparison else _score_table(result.scores))
+    if result.scores:
+        out.print(_comparison_table(result.comparison) if result.comparison else _score_table(result.scores))
     protocol = result.protocol
     if "extractor" not in protocol:  # scores with judges and numbers of images of their own
         return
