@@ -40,7 +40,7 @@ def composed(*words: str) -> Config:
 def test_the_schema_is_what_runs_without_arguments() -> None:
     """But for what the data set asks of the network."""
     assert Config() == resolve({})
-    assert composed() == resolve({"model": {"latent_dim": 20}})
+    assert composed() == resolve({"model": {"latent_dim": 20, "latent": "bernoulli"}})
 
 
 @pytest.mark.parametrize(
@@ -55,16 +55,21 @@ def test_what_is_no_longer_trained_can_still_be_read(values: dict[str, object]) 
 
 
 @pytest.mark.parametrize(
-    ("words", "dims"),
+    ("words", "dims", "latent"),
     [
-        (["dataset=digits"], 128),
-        (["model=r3gan"], 64),
-        (["model.latent_dim=7"], 7),
-        (["experiment=relativism"], 128),
+        ([], 20, "bernoulli"),
+        (["scale=minutes"], 20, "bernoulli"),
+        (["dataset=digits"], 128, "normal"),
+        (["model=r3gan"], 64, None),
+        (["model.latent_dim=7"], 7, "bernoulli"),
+        (["model.latent=normal"], 20, "normal"),
+        (["experiment=relativism"], 128, "normal"),
+        (["experiment=gamma_pilot"], 20, "normal"),
     ],
 )
-def test_stacked_digits_ask_a_dcgan_for_few_latent_dimensions(words: list[str], dims: int) -> None:
-    assert composed(*words).model.latent_dim == dims
+def test_stacked_digits_ask_a_dcgan_for_a_few_signs(words: list[str], dims: int, latent: str | None) -> None:
+    model = composed(*words).model
+    assert (model.latent_dim, getattr(model, "latent", None)) == (dims, latent)
 
 
 @pytest.mark.parametrize(("group", "name"), REGISTERED, ids="=".join)

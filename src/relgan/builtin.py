@@ -128,6 +128,12 @@ class ConvOptions(ModelOptions):
         "transposed convolution, or nearest-neighbour ×2 followed by a 3×3 convolution",
         choices=("transposed", "resize"),
     )
+    latent: str = option(
+        "normal",
+        "what the generator is given: z, or the signs of z (bernoulli; Brock et al. 2019, appendix E); "
+        "bernoulli where dcgan makes stacked_digits",
+        choices=("normal", "bernoulli"),
+    )
     pack: int = option(1, "PacGAN: images the critic sees at once, stacked on the channel axis", ge=1)
     sync_batch_norm: bool = option(False, "batch norm over the batches of all ranks (torchrun) instead of each its own")
 

@@ -114,8 +114,16 @@ class TrainedGenerator:
             raise ConfigError("labels", f"give a class for each of the {n} images, not {len(chosen)}")
         return torch.tensor(chosen)
 
+    def check_truncation(self, factor: float) -> None:
+        """ConfigError for a factor of latents of which the generator only sees the signs."""
+        if factor != 1 and getattr(self.config.model, "latent", None) == "bernoulli":
+            raise ConfigError(
+                "truncation", "changes nothing with model.latent=bernoulli, of which only the signs count"
+            )
+
     def batches(self, n: int, seed: int = 0, labels: Labels = None, *, truncation: float = 1.0) -> Iterator[Tensor]:
         """Generated images, uint8 (m, C, H, W), some at a time; arguments as in :meth:`sample`."""
+        self.check_truncation(truncation)
         return sample_images(
             self.module,
             n,
@@ -134,7 +142,7 @@ class TrainedGenerator:
             truncation: factor of the latents; below 1, images are better and less varied.
 
         Raises:
-            ConfigError: there is no such class, or labels are not ``n``.
+            ConfigError: there is no such class, labels are not ``n``, or a truncation that changes nothing.
             ValueError: the generator returned values that are not finite.
         """
         return torch.cat([batch.cpu() for batch in self.batches(n, seed, labels, truncation=truncation)])
@@ -146,6 +154,7 @@ class TrainedGenerator:
         """
         if labels is not None or not self.conditional:
             return grid(self.sample(n, seed, labels, truncation=truncation), separate_channels=self.stacked)
+        self.check_truncation(truncation)
         classes, columns = class_rows(n, len(self.classes))
         rows = sample_rows(self.module, classes, columns, latent_dim=self.latent_dim, seed=seed, truncation=truncation)
         images = torch.cat([batch.cpu() for batch in rows])

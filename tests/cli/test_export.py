@@ -28,6 +28,7 @@ NETWORKS = {
     "spectral_norm": ("model.name=dcgan", "model.generator_spectral_norm=true"),
     "resize": ("model.name=dcgan", "model.upsample=resize", "model.activation=selu"),
     "cnn32": ("model.name=cnn32", "model.sync_batch_norm=true"),
+    "signs": ("model.name=dcgan", "model.latent=bernoulli"),
     "conditional": ("model.name=dcgan", "dataset.labels=true"),
 }
 

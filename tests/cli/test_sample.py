@@ -167,6 +167,25 @@ def test_seed_weights_and_truncation_change_the_images(run_dir: Path, monkeypatc
         assert (other != results[0]).any()
 
 
+@pytest.mark.parametrize("extra", ["n=4", "interpolate=4", "out=images"])
+def test_truncating_latents_of_which_only_signs_count_is_refused(
+    extra: str,
+    shared_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RELGAN_CACHE", str(shared_cache))
+    run = Path("signs")
+    tiny.run(run, "model.latent=bernoulli")
+    before = sorted(Path().rglob("*"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, f"run={run}", extra, "truncation=0.5")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.strip().startswith("relgan-sample: truncation: changes nothing")
+    assert sorted(Path().rglob("*")) == before
+
+
 @pytest.mark.parametrize("out", ["images", "images.zip"])
 def test_a_folder_and_a_zip_hold_every_image(run_dir: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call(monkeypatch, f"run={run_dir}", "n=230", "seed=1", f"out={out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,6 +126,20 @@ def test_shapes_and_range(name: str, size: int, channels: int) -> None:
     assert images.abs().max() <= 1
     assert critic(images).shape == (5,)
     assert critic(images[:2]).shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["dcgan", "cnn32"])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_bernoulli_latent_is_the_signs_of_z(name: str, classes: int) -> None:
+    options = tiny.model(name, width=4, latent_dim=6)
+    torch.manual_seed(0)
+    plain, _ = build_networks(options, 32, 1, classes)
+    torch.manual_seed(0)
+    signed, _ = build_networks(replace(options, latent="bernoulli"), 32, 1, classes)
+    z, labels = torch.randn(8, 6), [torch.arange(8) % 3] if classes else []
+    signs = torch.where(z < 0, -1.0, 1.0)
+    torch.testing.assert_close(signed(z, *labels), plain(signs, *labels), rtol=0, atol=0)
+    assert not torch.equal(plain(z, *labels), plain(signs, *labels))
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)

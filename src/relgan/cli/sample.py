@@ -124,6 +124,7 @@ def _draw(options: SampleOptions) -> None:
     from relgan.images import save_each, save_png
 
     trained = load(options.run, checkpoint=options.checkpoint, weights=options.weights, device=options.device)
+    trained.check_truncation(options.truncation)
     labels = [trained.class_number(each) for each in options.classes]
     try:
         with writing_to(options.path, "out"):

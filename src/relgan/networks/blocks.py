@@ -215,6 +215,11 @@ def embedded(embedding: nn.Embedding | None, labels: Tensor | None) -> Tensor | 
     return vectors
 
 
+def prior(name: str) -> Callable[[Tensor], Tensor]:
+    """What ``model.latent`` makes of z ~ N(0, I), (N, D): z itself, or its signs, ±1 with equal probability."""
+    return {"normal": torch.positive, "bernoulli": torch.sign}[name]
+
+
 def joined(z: Tensor, embedding: nn.Embedding | None, labels: Tensor | None) -> Tensor:
     """Latents (N, D), followed by the vectors of their labels where there are classes."""
     vectors = embedded(embedding, labels)

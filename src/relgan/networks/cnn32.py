@@ -3,7 +3,7 @@
 Miyato et al. 2018 (table 3), as Jolicoeur-Martineau 2018 uses it. Widths are
 multiples of h (64 in the papers); convolutions have biases.
 
-With classes the generator's z is followed by a vector of the label, as long as z and like it from N(0, I) at the start;
+With classes the generator's z is followed by a vector of the label, as long as z and from N(0, I) at the start;
 the critic adds a projection (Miyato & Koyama 2018).
 """
 
@@ -14,7 +14,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from relgan.builtin import ConvOptions
-from relgan.networks.blocks import STD, Layers, class_embedding, joined, projected
+from relgan.networks.blocks import STD, Layers, class_embedding, joined, prior, projected
 
 LEAK = 0.1
 
@@ -27,6 +27,7 @@ class Generator(nn.Module):
         layers = Layers.of_generator(model, bias=True)
         widths = [model.width * factor for factor in (8, 4, 2, 1)]
         dims = model.latent_dim
+        self.prior = prior(model.latent)
         self.embedding = nn.Embedding(classes, dims) if classes else None
         self.first = nn.Linear(2 * dims if classes else dims, widths[0] * 4 * 4)
         blocks = [layers.hidden(layers.up(narrow, wide), wide) for narrow, wide in pairwise(widths)]
@@ -34,7 +35,7 @@ class Generator(nn.Module):
         self.body = nn.Sequential(*blocks, last, nn.Tanh())
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        images: Tensor = self.body(self.first(joined(z, self.embedding, labels)).unflatten(1, (-1, 4, 4)))
+        images: Tensor = self.body(self.first(joined(self.prior(z), self.embedding, labels)).unflatten(1, (-1, 4, 4)))
         return images
 
 

@@ -3,7 +3,7 @@
 With size S, width h and m = S/8 the feature maps are 4×4×h·m at the narrow end and S/2×S/2×h at the wide one;
 each layer halves or doubles both. All convolutions are without bias.
 
-With classes the generator's z is followed by a vector of the label, as long as z and like it from N(0, I) at the start;
+With classes the generator's z is followed by a vector of the label, as long as z and from N(0, I) at the start;
 the critic adds a projection (Miyato & Koyama 2018) under the spectral norm of the convolutions.
 """
 
@@ -14,7 +14,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from relgan.builtin import ConvOptions
-from relgan.networks.blocks import Layers, joined, projected
+from relgan.networks.blocks import Layers, joined, prior, projected
 
 LEAK = 0.2
 NARROW = 4  # pixels on a side where the images are smallest
@@ -41,6 +41,7 @@ class Generator(nn.Module):
         layers = Layers.of_generator(model, bias=False)
         widths = _widths(model, image_size)
         dims = model.latent_dim
+        self.prior = prior(model.latent)
         self.embedding = nn.Embedding(classes, dims) if classes else None
         first = layers.from_pixel(2 * dims if classes else dims, widths[0], NARROW)
         blocks = [layers.hidden(first, widths[0])]
@@ -49,7 +50,7 @@ class Generator(nn.Module):
         self.body = nn.Sequential(*blocks, layers.up(widths[-1], channels), nn.Tanh())
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        images: Tensor = self.body(joined(z, self.embedding, labels)[:, :, None, None])
+        images: Tensor = self.body(joined(self.prior(z), self.embedding, labels)[:, :, None, None])
         return images
 
 
