@@ -167,6 +167,13 @@ def test_the_published_numbers(experiment: str) -> None:
     assert (metrics.generator, metrics.generator_mode, metrics.batch_size) == ("raw", "train", 100)
 
 
+@pytest.mark.parametrize("experiment", ["cifar10_stable_a", "cifar10_unstable_lr", "cat64", "cat64_batch64", "cat256"])
+def test_it_trains_the_same_way_on_other_images(experiment: str) -> None:
+    own = composed(f"experiment={experiment}")
+    other = composed(f"experiment={experiment}", "dataset=folder", "dataset.path=photos.zip")
+    assert dataclasses.replace(other, dataset=own.dataset) == own
+
+
 @pytest.mark.parametrize("experiment", PUBLISHED)
 def test_its_sweep_runs_over_the_published_losses(experiment: str) -> None:
     params = swept(experiment)
