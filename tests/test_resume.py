@@ -13,7 +13,7 @@ from PIL import Image
 
 import tiny
 from relgan.cli.compose import run_directory
-from relgan.config import as_values, overlay
+from relgan.config import as_values, overlay, with_defaults
 from relgan.generator import load
 from relgan.losses import AdversarialLoss, combined
 from relgan.options import ConfigError, RelganError
@@ -63,9 +63,19 @@ def test_anything_else_is_named() -> None:
         ("seed", 2),
         ("train.batch_size", 8),
     ]
-    other = values()
-    del other["model"]["pack"]
-    assert [option for option, _, _ in differences(other, values())] == ["model.pack"]
+
+
+def test_an_option_younger_than_the_run_had_its_default() -> None:
+    older = values()
+    del older["model"]["pack"]
+    assert list(differences(older, values())) == []
+    assert list(differences(older, values("model.pack=2"))) == [("model.pack", 1, 2)]
+
+
+def test_of_a_part_that_is_not_registered_nothing_is_made_up() -> None:
+    foreign = {**values(), "model": {"name": "theirs", "depth": 3}}
+    of_model = {key: value for key, value in with_defaults(foreign).items() if key.startswith("model.")}
+    assert of_model == {"model.name": "theirs", "model.depth": 3}
 
 
 def test_another_choice_is_named_before_the_options_that_come_with_it() -> None:

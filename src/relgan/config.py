@@ -312,6 +312,21 @@ def as_values(config: Config) -> dict[str, Any]:
     return values
 
 
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved configuration as one level of dotted names, in which options that are younger have their defaults.
+
+    Of parts that are not registered here nothing is known, and a section that is missing stays so.
+    """
+    defaults = asdict(Config())
+    for group, registry in GROUPS.items():
+        part = saved.get(group)
+        entry = registry.get(str(part.get("name"))) if isinstance(part, Mapping) else None
+        defaults[group] = {} if entry is None else asdict(entry.options)
+    sections = {name: default for name, default in defaults.items() if isinstance(saved.get(name), Mapping)}
+    younger: dict[str, Any] = json.loads(json.dumps(sections))
+    return flatten(younger) | flatten(saved)
+
+
 def has_average(config: Config) -> bool:
     """Whether the run keeps a moving average of the generator."""
     return config.train.ema_decay > 0 or config.schedule.ema_half_life is not None

@@ -21,6 +21,7 @@ from relgan.config import (
     refuse_foreign,
     resolve,
     run_name,
+    with_defaults,
 )
 from relgan.files import atomic_write
 from relgan.metrics.catalogue import OF_NO_SCORE
@@ -68,7 +69,7 @@ class Origin:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Yield (option, old, new) where two configurations differ in what a continued run must keep."""
-    before, after = flatten(old), flatten(new)
+    before, after = with_defaults(old), flatten(new)
     # Another choice before the options that come with it.
     for option in sorted(before.keys() | after.keys(), key=lambda name: (not name.endswith(".name"), name)):
         free = any(option == name or (name.endswith(".") and option.startswith(name)) for name in MAY_DIFFER)

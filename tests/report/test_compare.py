@@ -51,6 +51,14 @@ def test_other_options_are_compared_too(tmp_path: Path) -> None:
     assert compare(tmp_path).variants == ["sgan · n_critic=1", "ragan · n_critic=1", "ragan · n_critic=5"]
 
 
+def test_an_option_younger_than_a_run_had_its_default(tmp_path: Path) -> None:
+    """Not the value that is usual now."""
+    make_run(tmp_path / "older", model__name="dcgan")
+    for seed in (1, 2):
+        make_run(tmp_path / str(seed), seed=seed, model__name="dcgan", model__latent="bernoulli")
+    assert compare(tmp_path).variants == ["latent=bernoulli", "latent=normal"]
+
+
 def test_many_options_are_named_only_where_they_are_unusual(tmp_path: Path) -> None:
     for number, changed in enumerate(({}, {"lr_g": 0.1}, {"n_critic": 2}, {"betas": [0, 0.9]})):
         make_run(tmp_path / str(number), **{f"optimizer__{key}": value for key, value in changed.items()})

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
-from relgan.options import RelganError, flatten
+from relgan.config import with_defaults
+from relgan.options import RelganError
 from relgan.rundir import RunDir
 
 STATUSES = ("finished", "diverged", "failed", "interrupted", "running")
@@ -185,7 +186,7 @@ def _read_options(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return flatten(content) if isinstance(content, dict) else {}
+    return with_defaults(content) if isinstance(content, dict) else {}
 
 
 def overrides(command: Sequence[str]) -> list[tuple[str, str]]:
