@@ -47,10 +47,6 @@ class RunDir:
     def samples(self) -> Path:
         return self.path / "samples"
 
-    def neighbours(self, step: int) -> Path:
-        """The picture of generated images beside the training images nearest to them."""
-        return self.samples / f"neighbours_{step:08d}.png"
-
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"

@@ -93,22 +93,36 @@ def test_a_run_without_scores_has_its_last_checkpoint_scored(
     assert json.loads(out.read_text())["protocol"]["step"] == 3
 
 
-def test_the_picture_of_neighbours_is_drawn_where_training_draws_it(
+@pytest.mark.parametrize(("words", "name"), [([], "neighbours.png"), (["out=scores.json"], "scores.png")])
+def test_the_picture_of_neighbours_comes_after_the_scores(
+    words: list[str],
+    name: str,
     run_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    picture = run_dir / "samples" / "neighbours_00000003.png"
-    with caplog.at_level("INFO", "relgan"):
-        call(monkeypatch, str(run_dir), "checkpoint=last", "metrics.scores=[neighbours]")
-    assert str(picture) in caplog.messages
-    assert not capsys.readouterr().out
-    moved = tmp_path / "sent.pt"
-    shutil.copy(run_dir / "checkpoints" / "last.pt", moved)
-    call(monkeypatch, str(moved), "metrics.scores=[neighbours]")
-    assert (tmp_path / picture.name).read_bytes() == picture.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch, str(run_dir), "checkpoint=last", "metrics.scores=[fid,neighbours]", *words)
+    assert "eval/fd_digits" in capsys.readouterr().out
+    with Image.open(name) as picture:
+        assert 0 < picture.width < picture.height  # six columns, eight rows
+    assert not list(run_dir.rglob("neighbours*"))
+    Path(name).unlink()
+    Path(name).mkdir()  # what it cannot be written over
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, str(run_dir), "checkpoint=last", "metrics.scores=[fid,neighbours]", *words)
+    assert caught.value.code == 2
+    assert "eval/fd_digits" in capsys.readouterr().out
+
+
+def test_a_run_that_drew_its_neighbours_is_scored_without_them(
+    shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train_in(tmp_path / "run", shared_cache, "metrics.scores=[fid,neighbours]")
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch, str(run), "checkpoint=last")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_conditional_run_scored_again_is_asked_for_the_same_classes(
@@ -269,6 +283,10 @@ def test_pictures_are_not_scored_in_the_order_of_their_names(tmp_path: Path, mon
         (
             ["run=RUN", "against=RUN", "metrics.scores=[]"],
             "metrics.scores: a comparison needs at least one score made from features",
+        ),
+        (
+            ["run=RUN", "against=RUN", "metrics.scores=[fid,neighbours]"],
+            "metrics.scores: neighbours is a picture of one run",
         ),
         (["run=/nowhere"], "no such checkpoint"),
         (["run=/nowhere", "checkpoint=newest"], "checkpoint: 'newest' is not one of best, last"),

@@ -66,15 +66,17 @@ class Result:
     Attributes:
         by_class: of numbers that are shares of the images, the same for each class by its name.
         comparison: with another run.
+        neighbours: the picture that was asked for, uint8 (H, W, 3); not in the file.
     """
 
     scores: dict[str, float]
     protocol: dict[str, Any]
     by_class: dict[str, dict[str, float]] = field(default_factory=dict)
     comparison: dict[str, Comparison] = field(default_factory=dict)
+    neighbours: torch.Tensor | None = None
 
     def as_json(self) -> str:
-        content = dataclasses.asdict(self)
+        content = dataclasses.asdict(dataclasses.replace(self, neighbours=None))
         return json.dumps({name: value for name, value in content.items() if value or name == "scores"}, indent=2)
 
 
@@ -99,6 +101,16 @@ def evaluate(options: EvalOptions, line: Line) -> None:
     if out is not None:
         with writing_to(out, "out"):
             out.write_text(result.as_json() + "\n", "utf-8")
+    if result.neighbours is not None:
+        _save(result.neighbours, Path("neighbours.png") if out is None else out.with_suffix(".png"))
+
+
+def _save(picture: torch.Tensor, path: Path) -> None:
+    from relgan.images import save_png
+
+    with writing_to(path, "metrics.scores"):
+        save_png(picture, path)
+    log.info("%s", path)
 
 
 class Run(NamedTuple):
@@ -154,26 +166,17 @@ def _score_run(options: EvalOptions, line: Line) -> Result:
     evaluator = run.evaluator()
     with _one_line():
         scores = evaluator.evaluate(run.trained.module)
-        picture = evaluator.neighbours(run.trained.module)
-    if picture is not None:
-        _save_neighbours(picture, user_path(options.run), run.trained.step)
+        picture = evaluator.neighbours(run.trained.module) if _names_neighbours(line, run.config) else None
     classes = run.trained.classes
     by_class = {
         key: {classes[label]: value for label, value in values.items()} for key, values in evaluator.by_class.items()
     }
-    return Result(scores, {**evaluator.protocol, "step": run.trained.step}, by_class)
+    return Result(scores, {**evaluator.protocol, "step": run.trained.step}, by_class, neighbours=picture)
 
 
-def _save_neighbours(picture: torch.Tensor, run: Path, step: int) -> None:
-    """Where training puts it; beside a checkpoint that was given by itself."""
-    from relgan.images import save_png
-    from relgan.rundir import RunDir
-
-    place = RunDir(run).neighbours(step)
-    file = place if run.is_dir() else run.with_name(place.name)
-    with writing_to(file, "metrics.scores"):
-        save_png(picture, file)
-    log.info("%s", file)
+def _names_neighbours(line: Line, config: Config) -> bool:
+    """Whether this line asks for the picture; the run may have drawn it in training."""
+    return "neighbours" in config.metrics.scores and "metrics.scores" in option_names(line.words)
 
 
 def _compare_runs(options: EvalOptions, line: Line) -> Result:
@@ -183,6 +186,8 @@ def _compare_runs(options: EvalOptions, line: Line) -> Result:
     if not (options.run and options.against):
         raise ConfigError("against", "compares two runs: give run=RUN_DIRECTORY, too")
     composed = _composed(line)
+    if _names_neighbours(line, composed):
+        raise ConfigError("metrics.scores", "neighbours is a picture of one run: leave out against=")
     run, against = (Run.open(path, options.checkpoint, composed, line) for path in (options.run, options.against))
     check_comparable(run, against)
     evaluator = run.evaluator()

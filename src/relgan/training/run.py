@@ -128,7 +128,7 @@ class Run:
         try:
             picture = evaluator.neighbours(generator)
             if picture is not None:
-                save_png(picture, self.dir.neighbours(self.state.step))
+                save_png(picture, self.dir.samples / f"neighbours_{self.state.step:08d}.png")
         except UNSCORABLE as error:
             log.warning("no picture of neighbours at update %d (%s)", self.state.step, error)
 
