@@ -167,11 +167,21 @@ def test_the_published_numbers(experiment: str) -> None:
     assert (metrics.generator, metrics.generator_mode, metrics.batch_size) == ("raw", "train", 100)
 
 
-@pytest.mark.parametrize("experiment", ["cifar10_stable_a", "cifar10_unstable_lr", "cat64", "cat64_batch64", "cat256"])
-def test_it_trains_the_same_way_on_other_images(experiment: str) -> None:
+@pytest.mark.parametrize(
+    ("experiment", "images"),
+    [
+        *[("cifar10_stable_a", name) for name in ("folder", "cat", "celeba", "mnist", "stacked_digits")],
+        *[("cifar10_stable_b", "stacked_digits"), ("cifar10_unstable_lr", "cat"), ("cifar10_unstable_betas", "digits")],
+        *[("cat64", name) for name in ("folder", "celeba", "stacked_digits")],
+        *[("cat64_batch64", "cifar10"), ("cat256", "stacked_digits"), ("cat256_sn", "folder")],
+    ],
+)
+def test_it_trains_the_same_way_on_other_images(experiment: str, images: str) -> None:
     own = composed(f"experiment={experiment}")
-    other = composed(f"experiment={experiment}", "dataset=folder", "dataset.path=photos.zip")
+    size = f"dataset.image_size={own.dataset.image_size}"
+    other = composed(f"experiment={experiment}", f"dataset={images}", size, "dataset.path=photos.zip")
     assert dataclasses.replace(other, dataset=own.dataset) == own
+    assert (other.dataset.hflip, other.dataset.sampling) == (False, "independent")
 
 
 @pytest.mark.parametrize("experiment", PUBLISHED)
