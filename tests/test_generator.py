@@ -111,3 +111,13 @@ def test_a_thousand_classes_are_not_listed() -> None:
     stacked = TrainedGenerator(Echo(), tiny.config("dataset.labels=true"), 1, 0, "raw", names, [1] * 1000)
     with pytest.raises(ConfigError, match=r"^labels: 1000 is not one of 000 … 999;"):
         stacked.sample(1, labels=1000)
+
+
+@pytest.mark.parametrize("method", ["sample", "batches", "picture"])
+def test_signs_of_latents_cannot_be_truncated(method: str) -> None:
+    config = tiny.config("dataset.labels=true", "model.latent=bernoulli")
+    signs = TrainedGenerator(Echo(), config, 1, 0, "raw", NAMES, COUNTS)
+    draw = getattr(signs, method)
+    draw(4, truncation=1)
+    with pytest.raises(ConfigError, match=r"^truncation: has no effect with model\.latent=bernoulli"):
+        draw(4, truncation=0.7)

@@ -117,9 +117,7 @@ class TrainedGenerator:
     def check_truncation(self, factor: float) -> None:
         """ConfigError for a factor of latents of which the generator only sees the signs."""
         if factor != 1 and getattr(self.config.model, "latent", None) == "bernoulli":
-            raise ConfigError(
-                "truncation", "changes nothing with model.latent=bernoulli, of which only the signs count"
-            )
+            raise ConfigError("truncation", "has no effect with model.latent=bernoulli: only the signs of z count")
 
     def batches(self, n: int, seed: int = 0, labels: Labels = None, *, truncation: float = 1.0) -> Iterator[Tensor]:
         """Generated images, uint8 (m, C, H, W), some at a time; arguments as in :meth:`sample`."""
@@ -142,7 +140,7 @@ class TrainedGenerator:
             truncation: factor of the latents; below 1, images are better and less varied.
 
         Raises:
-            ConfigError: there is no such class, labels are not ``n``, or a truncation that changes nothing.
+            ConfigError: there is no such class, labels are not ``n``, or a truncation without effect.
             ValueError: the generator returned values that are not finite.
         """
         return torch.cat([batch.cpu() for batch in self.batches(n, seed, labels, truncation=truncation)])

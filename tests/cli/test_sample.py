@@ -182,7 +182,7 @@ def test_truncating_latents_of_which_only_signs_count_is_refused(
     with pytest.raises(SystemExit) as caught:
         call(monkeypatch, f"run={run}", extra, "truncation=0.5")
     assert caught.value.code == 2
-    assert capsys.readouterr().err.strip().startswith("relgan-sample: truncation: changes nothing")
+    assert capsys.readouterr().err.strip().startswith("relgan-sample: truncation: has no effect")
     assert sorted(Path().rglob("*")) == before
 
 

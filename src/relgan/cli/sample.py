@@ -40,7 +40,9 @@ class SampleOptions(CommandOptions):
     seed: int = option(0, "of the noise: the same seed, the same images", ge=0)
     out: str = option("", "sample.png: one grid; a folder or .zip: a PNG for each image; .gif: a film")
     weights: str = option("ema", "the generator's moving average or its newest weights", choices=("ema", "raw"))
-    truncation: float = option(1.0, "scale of the noise: below 1, images are better and less varied", gt=0)
+    truncation: float = option(
+        1.0, "scale of the noise: below 1, images are better and less varied; not with model.latent=bernoulli", gt=0
+    )
     interpolate: int | None = option(None, "steps of a walk from one noise to another (spherical), a row each", ge=2)
     timelapse: bool = option(False, "the fixed noise from the start of training to its end, as an animation")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))

@@ -3,7 +3,7 @@
 Miyato et al. 2018 (table 3), as Jolicoeur-Martineau 2018 uses it. Widths are
 multiples of h (64 in the papers); convolutions have biases.
 
-With classes the generator's z is followed by a vector of the label, as long as z and from N(0, I) at the start;
+With classes the generator's z is followed by a vector of the label, of z's length and drawn from N(0, I) at the start;
 the critic adds a projection (Miyato & Koyama 2018).
 """
 

@@ -3,7 +3,7 @@
 With size S, width h and m = S/8 the feature maps are 4×4×h·m at the narrow end and S/2×S/2×h at the wide one;
 each layer halves or doubles both. All convolutions are without bias.
 
-With classes the generator's z is followed by a vector of the label, as long as z and from N(0, I) at the start;
+With classes the generator's z is followed by a vector of the label, of z's length and drawn from N(0, I) at the start;
 the critic adds a projection (Miyato & Koyama 2018) under the spectral norm of the convolutions.
 """
 
