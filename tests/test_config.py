@@ -40,7 +40,7 @@ def composed(*words: str) -> Config:
 def test_the_schema_is_what_runs_without_arguments() -> None:
     """But for what the data set asks of the network."""
     assert Config() == resolve({})
-    assert composed() == resolve({"model": {"latent_dim": 20, "latent": "bernoulli"}})
+    assert composed() == resolve({"model": {"latent_dim": 22, "latent": "bernoulli"}})
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_what_is_no_longer_trained_can_still_be_read(values: dict[str, object]) 
 @pytest.mark.parametrize(
     ("words", "dims", "latent"),
     [
-        ([], 20, "bernoulli"),
-        (["scale=minutes"], 20, "bernoulli"),
+        ([], 22, "bernoulli"),
+        (["scale=minutes"], 22, "bernoulli"),
         (["dataset=digits"], 128, "normal"),
         (["model=r3gan"], 64, None),
         (["model.latent_dim=7"], 7, "bernoulli"),
-        (["model.latent=normal"], 20, "normal"),
+        (["model.latent=normal"], 22, "normal"),
         (["experiment=relativism"], 128, "normal"),
         (["experiment=gamma_pilot"], 20, "normal"),
     ],

@@ -43,7 +43,7 @@ TWO_TERM_FORMS: tuple[Form, ...] = ("average", "centered")
 class ModelOptions(Options):
     """A generator and a critic; further options are each network's own."""
 
-    latent_dim: int = option(128, "dimensions of z ~ N(0, I); 20 where dcgan makes stacked_digits", ge=1)
+    latent_dim: int = option(128, "dimensions of z ~ N(0, I); 22 where dcgan makes stacked_digits", ge=1)
 
 
 @dataclass(frozen=True)
