@@ -65,25 +65,38 @@ def test_anything_else_is_named() -> None:
     ]
 
 
-def test_an_option_younger_than_the_run_had_its_default() -> None:
+@pytest.mark.parametrize(
+    ("section", "name", "change", "default"),
+    [
+        ("model", "pack", "model.pack=2", 1),
+        ("optimizer", "n_critic", "optimizer.n_critic=2", 1),
+        ("metrics", "splits", "metrics.splits=3", 10),
+        (None, "engine", "engine=eager", "auto"),
+    ],
+    ids=str,
+)
+def test_an_option_younger_than_the_run_had_its_default(
+    section: str | None, name: str, change: str, default: object
+) -> None:
     older = values()
-    del older["model"]["pack"]
+    del (older if section is None else older[section])[name]
     assert list(differences(older, values())) == []
-    assert list(differences(older, values("model.pack=2"))) == [("model.pack", 1, 2)]
+    option, _, new = change.partition("=")
+    ((changed, before, _),) = differences(older, values(change))
+    assert (changed, before) == (option, default)
+    assert new
+
+
+def test_a_group_younger_than_the_run_had_its_default_choice() -> None:
+    older = values()
+    del older["augment"]
+    assert list(differences(older, values())) == []
 
 
 def test_of_a_part_that_is_not_registered_nothing_is_made_up() -> None:
     foreign = {**values(), "model": {"name": "theirs", "depth": 3}}
     of_model = {key: value for key, value in with_defaults(foreign).items() if key.startswith("model.")}
     assert of_model == {"model.name": "theirs", "model.depth": 3}
-
-
-def test_another_choice_is_named_before_the_options_that_come_with_it() -> None:
-    changed = values("loss.name=rsgan", "penalty.name=gp")
-    assert [option for option, _, _ in differences(values(), changed)] == [
-        *("loss.name", "penalty.name"),
-        *("loss.generator_terms", "penalty.interval", "penalty.weight"),
-    ]
 
 
 # --- resume=auto: which run ---

@@ -130,8 +130,8 @@ class ConvOptions(ModelOptions):
     )
     latent: str = option(
         "normal",
-        "what the generator is given: z, or its signs (bernoulli; Brock et al. 2019, appendix E), which make at most "
-        "2^latent_dim different images; bernoulli where dcgan makes stacked_digits",
+        "what the generator is given: z, or its signs, −1 and 1, which make at most 2^latent_dim different images; "
+        "bernoulli where dcgan makes stacked_digits",
         choices=("normal", "bernoulli"),
     )
     pack: int = option(1, "PacGAN: images the critic sees at once, stacked on the channel axis", ge=1)

@@ -306,25 +306,30 @@ def as_values(config: Config) -> dict[str, Any]:
     Of the scores and extractors with options of their own, only those that are chosen.
     """
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    metrics = values["metrics"]
-    chosen = {*metrics["scores"], metrics["extractor"]}
-    values["metrics"] = {key: value for key, value in metrics.items() if key in chosen or not isinstance(value, dict)}
-    return values
+    return {**values, "metrics": _of_chosen(values["metrics"], values["metrics"])}
+
+
+def _of_chosen(metrics: Mapping[str, Any], chosen_by: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {*(chosen_by.get("scores") or ()), chosen_by.get("extractor")}
+    return {key: value for key, value in metrics.items() if key in chosen or not isinstance(value, dict)}
 
 
 def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved configuration as one level of dotted names, in which options that are younger have their defaults.
+    """A saved configuration as one level of dotted names; options added since then get their defaults.
 
-    Of parts that are not registered here nothing is known, and a section that is missing stays so.
+    Parts that are not registered here are left as they are.
     """
-    defaults = asdict(Config())
+    defaults: dict[str, Any] = asdict(Config(metrics=metrics_class()()))
     for group, registry in GROUPS.items():
         part = saved.get(group)
-        entry = registry.get(str(part.get("name"))) if isinstance(part, Mapping) else None
-        defaults[group] = {} if entry is None else asdict(entry.options)
-    sections = {name: default for name, default in defaults.items() if isinstance(saved.get(name), Mapping)}
-    younger: dict[str, Any] = json.loads(json.dumps(sections))
-    return flatten(younger) | flatten(saved)
+        if isinstance(part, Mapping):
+            entry = registry.get(str(part.get("name")))
+            defaults[group] = {} if entry is None else asdict(entry.options)
+    metrics = saved.get("metrics")
+    if isinstance(metrics, Mapping):
+        defaults["metrics"] = _of_chosen(defaults["metrics"], metrics)
+    plain: dict[str, Any] = json.loads(json.dumps(defaults))
+    return flatten(plain) | flatten(saved)
 
 
 def has_average(config: Config) -> bool:

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from relgan.builtin import ConvOptions
 from relgan.config import Config, as_values, foreign_parts, has_average, refuse_foreign, resolve
 from relgan.images import class_rows, grid
 from relgan.networks import build_networks
@@ -115,8 +116,9 @@ class TrainedGenerator:
         return torch.tensor(chosen)
 
     def check_truncation(self, factor: float) -> None:
-        """ConfigError for a factor of latents of which the generator only sees the signs."""
-        if factor != 1 and getattr(self.config.model, "latent", None) == "bernoulli":
+        """Raise ConfigError if truncation would change nothing, because the generator sees only signs of latents."""
+        model = self.config.model
+        if factor != 1 and isinstance(model, ConvOptions) and model.latent == "bernoulli":
             raise ConfigError("truncation", "has no effect with model.latent=bernoulli: only the signs of z count")
 
     def batches(self, n: int, seed: int = 0, labels: Labels = None, *, truncation: float = 1.0) -> Iterator[Tensor]:
@@ -140,7 +142,7 @@ class TrainedGenerator:
             truncation: factor of the latents; below 1, images are better and less varied.
 
         Raises:
-            ConfigError: there is no such class, labels are not ``n``, or a truncation without effect.
+            ConfigError: there is no such class, labels are not ``n``, or truncation would have no effect.
             ValueError: the generator returned values that are not finite.
         """
         return torch.cat([batch.cpu() for batch in self.batches(n, seed, labels, truncation=truncation)])

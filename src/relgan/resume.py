@@ -116,7 +116,7 @@ def _asks_for_more(wanted: TrainConfig, before: Mapping[str, Any], step: int) ->
     if wanted.iterations is not None:
         return step < wanted.iterations
     assert wanted.epochs is not None
-    return before["epochs"] is not None and before["epochs"] < wanted.epochs
+    return (before.get("epochs") or wanted.epochs) < wanted.epochs
 
 
 def find(config: Config, directory: RunDir, words: Iterable[str]) -> Origin | None:

@@ -18,6 +18,7 @@ from relgan.cli.command import Line
 from relgan.cli.compose import compose
 from relgan.cli.evaluate import Run, check_comparable
 from relgan.metrics import compare
+from relgan.metrics.evaluator import Evaluator
 from relgan.options import ConfigError
 
 TINY = [
@@ -93,7 +94,9 @@ def test_a_run_without_scores_has_its_last_checkpoint_scored(
     assert json.loads(out.read_text())["protocol"]["step"] == 3
 
 
-@pytest.mark.parametrize(("words", "name"), [([], "neighbours.png"), (["out=scores.json"], "scores.png")])
+@pytest.mark.parametrize(
+    ("words", "name"), [([], "neighbours.png"), (["out=scores.json"], "scores_neighbours.png")], ids=["alone", "out"]
+)
 def test_the_picture_of_neighbours_comes_after_the_scores(
     words: list[str],
     name: str,
@@ -102,18 +105,53 @@ def test_the_picture_of_neighbours_comes_after_the_scores(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def scored() -> bool:
+        out = tmp_path / "scores.json"
+        written = json.loads(out.read_text()) if words else {"scores": {"eval/fd_digits": 0.0}}
+        out.unlink(missing_ok=True)
+        return "eval/fd_digits" in capsys.readouterr().out and written["scores"].keys() == {"eval/fd_digits"}
+
     monkeypatch.chdir(tmp_path)
-    call(monkeypatch, str(run_dir), "checkpoint=last", "metrics.scores=[fid,neighbours]", *words)
-    assert "eval/fd_digits" in capsys.readouterr().out
+    line = (str(run_dir), "checkpoint=last", "metrics.scores=[fid,neighbours]", *words)
+    call(monkeypatch, *line)
+    assert scored()
     with Image.open(name) as picture:
         assert 0 < picture.width < picture.height  # six columns, eight rows
     assert not list(run_dir.rglob("neighbours*"))
     Path(name).unlink()
-    Path(name).mkdir()  # what it cannot be written over
+    Path(name).mkdir()  # which no file can replace
     with pytest.raises(SystemExit) as caught:
-        call(monkeypatch, str(run_dir), "checkpoint=last", "metrics.scores=[fid,neighbours]", *words)
+        call(monkeypatch, *line)
     assert caught.value.code == 2
+    assert scored()
+
+
+def test_a_picture_of_neighbours_that_fails_costs_no_score(
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("features that are not finite")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Evaluator, "neighbours", fails)
+    call(monkeypatch, str(run_dir), "metrics.scores=[fid,neighbours]")
     assert "eval/fd_digits" in capsys.readouterr().out
+    assert "no picture of neighbours (features that are not finite)" in caplog.messages
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_group_of_metrics_asks_for_the_picture_too(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "mine.yaml").write_text("defaults: [default]\nscores: [neighbours]\n")
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch, str(run_dir), "--config-dir", str(tmp_path), "metrics=mine")
+    assert (tmp_path / "neighbours.png").is_file()
 
 
 def test_a_run_that_drew_its_neighbours_is_scored_without_them(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from relgan.config import metrics_class
+from relgan.config import metrics_class, with_defaults
 from relgan.data import prepare
 from relgan.metrics.catalogue import Key, ScoreCard, direction, family, score_of, spellings, title
 from relgan.metrics.evaluator import Evaluator
@@ -81,6 +81,13 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     register_score("sharpness", SharpnessOptions, facts=card)(Sharpness)
     register_score("reach", facts=ScoreCard((Key("reach", "Reach", "min"),)))(Reach)
     register_extractor("pooling", PoolingOptions)(pooling)
+
+
+def test_an_option_of_ones_own_that_is_younger_than_a_run_had_its_default() -> None:
+    metrics = {"scores": ["sharpness"], "extractor": "pooling", "sharpness": {}}
+    filled = with_defaults({"metrics": metrics})
+    assert (filled["metrics.sharpness.distance"], filled["metrics.pooling.side"]) == (1, 4)
+    assert "metrics.pooling.side" not in with_defaults({"metrics": {**metrics, "extractor": "digits"}})
 
 
 def evaluator(dataset: DatasetOptions = DIGITS, **options: Any) -> Evaluator:

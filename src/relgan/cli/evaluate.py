@@ -55,7 +55,7 @@ class EvalOptions(CommandOptions):
     images: str | None = option(None, "instead of a run: pictures to score")
     reference: str | None = option(None, "what pictures are compared with: other pictures, or a data set by name")
     out: str | None = option(
-        None, 'FILE.json: also write {"scores": …, "protocol": …}, and what a comparison or classes add'
+        None, 'FILE.json: also write {"scores": …, "protocol": …}, what a comparison or classes add; pictures beside it'
     )
 
 
@@ -66,17 +66,15 @@ class Result:
     Attributes:
         by_class: of numbers that are shares of the images, the same for each class by its name.
         comparison: with another run.
-        neighbours: the picture that was asked for, uint8 (H, W, 3); not in the file.
     """
 
     scores: dict[str, float]
     protocol: dict[str, Any]
     by_class: dict[str, dict[str, float]] = field(default_factory=dict)
     comparison: dict[str, Comparison] = field(default_factory=dict)
-    neighbours: torch.Tensor | None = None
 
     def as_json(self) -> str:
-        content = dataclasses.asdict(dataclasses.replace(self, neighbours=None))
+        content = dataclasses.asdict(self)
         return json.dumps({name: value for name, value in content.items() if value or name == "scores"}, indent=2)
 
 
@@ -92,25 +90,25 @@ def evaluate(options: EvalOptions, line: Line) -> None:
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError("out", f"{out.parent} is not a directory")
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler("stderr")])
+    picture = None
     with progress_bar(0, "evaluation"):
         if options.against is not None:
             result = _compare_runs(options, line)
+        elif options.images:
+            result = _score_pictures(options, line)
         else:
-            result = _score_run(options, line) if options.run else _score_pictures(options, line)
+            result, picture = _score_run(options, line)
     _print_table(result)
     if out is not None:
         with writing_to(out, "out"):
             out.write_text(result.as_json() + "\n", "utf-8")
-    if result.neighbours is not None:
-        _save(result.neighbours, Path("neighbours.png") if out is None else out.with_suffix(".png"))
+    if picture is not None:
+        from relgan.images import save_png
 
-
-def _save(picture: torch.Tensor, path: Path) -> None:
-    from relgan.images import save_png
-
-    with writing_to(path, "metrics.scores"):
-        save_png(picture, path)
-    log.info("%s", path)
+        path = Path("neighbours.png") if out is None else out.with_name(f"{out.stem}_neighbours.png")
+        with writing_to(path, "metrics.scores" if out is None else "out"):
+            save_png(picture, path)
+        log.info("%s", path)
 
 
 class Run(NamedTuple):
@@ -160,23 +158,36 @@ def _composed(line: Line) -> Config:
     return compose(line)
 
 
-def _score_run(options: EvalOptions, line: Line) -> Result:
-    """The numbers are those of training."""
-    run = Run.open(options.run, options.checkpoint, _composed(line), line)
+def _score_run(options: EvalOptions, line: Line) -> tuple[Result, torch.Tensor | None]:
+    """The numbers are those of training; and the picture of neighbours, if the line asks for it."""
+    composed = _composed(line)
+    run = Run.open(options.run, options.checkpoint, composed, line)
     evaluator = run.evaluator()
     with _one_line():
         scores = evaluator.evaluate(run.trained.module)
-        picture = evaluator.neighbours(run.trained.module) if _names_neighbours(line, run.config) else None
+    picture = _neighbours(evaluator, run.trained) if _names_neighbours(line, composed) else None
     classes = run.trained.classes
     by_class = {
         key: {classes[label]: value for label, value in values.items()} for key, values in evaluator.by_class.items()
     }
-    return Result(scores, {**evaluator.protocol, "step": run.trained.step}, by_class, neighbours=picture)
+    return Result(scores, {**evaluator.protocol, "step": run.trained.step}, by_class), picture
 
 
-def _names_neighbours(line: Line, config: Config) -> bool:
-    """Whether this line asks for the picture; the run may have drawn it in training."""
-    return "neighbours" in config.metrics.scores and "metrics.scores" in option_names(line.words)
+def _names_neighbours(line: Line, composed: Config) -> bool:
+    """Whether this line asks for the picture; a run that drew it in training does not."""
+    named = {"metrics", "metrics.scores"} & set(option_names(line.words))
+    return bool(named) and "neighbours" in composed.metrics.scores
+
+
+def _neighbours(evaluator: Evaluator, trained: TrainedGenerator) -> torch.Tensor | None:
+    """As in training: without it the scores still count."""
+    from relgan.networks.sampling import UNSCORABLE
+
+    try:
+        return evaluator.neighbours(trained.module)
+    except UNSCORABLE as error:
+        log.warning("no picture of neighbours (%s)", error)
+        return None
 
 
 def _compare_runs(options: EvalOptions, line: Line) -> Result:
@@ -242,7 +253,7 @@ def _score_pictures(options: EvalOptions, line: Line) -> Result:
     if "metrics.reference_images" not in names:
         config.metrics = dataclasses.replace(config.metrics, reference_images=None)
     limit = config.metrics.num_images if "metrics.num_images" in names else None
-    if "neighbours" in config.metrics.scores:
+    if _names_neighbours(line, config):
         raise ConfigError("metrics.scores", "neighbours is a picture of a run's images: give run= instead of images=")
     pictures = Pictures(options.images, "images")
     if known:

@@ -25,11 +25,12 @@ from relgan.cli.command import Line, again, answered, fail, guard, is_rank
 from relgan.cli.compose import STARTED, conf_dir, explain_config, open_line, to_config
 from relgan.cli.sweep import ENDED, reported, worst
 from relgan.cli.words import split_flags, sweeps
-from relgan.config import Config, check_batch_size
+from relgan.config import Config, as_values, check_batch_size
 from relgan.metrics.catalogue import direction
 from relgan.options import ConfigError, RelganError, near
 from relgan.progress import progress_bar
 from relgan.registry import load_plugins
+from relgan.resume import differences
 from relgan.rundir import OccupiedError, RunDir
 from relgan.streams import lossy
 
@@ -145,6 +146,13 @@ def _places(hydra_config: Any) -> list[Path]:
     return [Path(hydra_config.runtime.cwd), *map(Path, sources)]
 
 
+def _tell_of_other_options(config: Config, ended: RunDir) -> None:
+    """A job keeps its place in a sweep although a default has changed since it ended."""
+    for option, before, now in differences(ended.read_config(), as_values(config)):
+        log.warning("%s has ended with %s=%s, now %s: kept; name= makes a new sweep", ended.path, option, before, now)
+        return
+
+
 def train(config: Config, run_dir: Path) -> float | None:
     """Train; returns what a hyper-parameter search wants to know, see :func:`objective`."""
     hydra_config = HydraConfig.get()
@@ -153,6 +161,7 @@ def train(config: Config, run_dir: Path) -> float | None:
     if sweeping and workers.asked_to_stop():
         return None
     if sweeping and summary.get("status") in ENDED:
+        _tell_of_other_options(config, RunDir(run_dir))
         return objective(config, summary, worst(hydra_config))
     wanted = config.metrics.objective
     if wanted is not None and (not config.metrics.scores or direction(wanted) is None):

@@ -216,8 +216,13 @@ def embedded(embedding: nn.Embedding | None, labels: Tensor | None) -> Tensor | 
 
 
 def prior(name: str) -> Callable[[Tensor], Tensor]:
-    """What ``model.latent`` makes of z ~ N(0, I), (N, D): z itself, or its signs, ±1 with equal probability."""
-    return {"normal": torch.positive, "bernoulli": torch.sign}[name]
+    """What ``model.latent`` makes of z ~ N(0, I), (N, D): z itself, or its signs, −1 and 1."""
+    return {"normal": torch.positive, "bernoulli": _signs}[name]
+
+
+def _signs(z: Tensor) -> Tensor:
+    """Never 0, as torch's are of a zero."""
+    return 1 - 2 * (z < 0).to(z.dtype)
 
 
 def joined(z: Tensor, embedding: nn.Embedding | None, labels: Tensor | None) -> Tensor:

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from relgan.config import with_defaults
 from relgan.options import RelganError
 from relgan.rundir import RunDir
@@ -148,7 +146,8 @@ def read_run(path: Path) -> RunRecord:
     run = RunDir(path)
     summary = run.read_summary()
     train, evals = _read_metrics(run.metrics)
-    record = RunRecord(path, _read_options(run.config), summary, train, evals)
+    saved = run.read_config()
+    record = RunRecord(path, with_defaults(saved) if saved else {}, summary, train, evals)
     if not record.options:
         record.options.update(_guess_options(record.command))
     return record
@@ -178,15 +177,6 @@ def _read_paired(path: Path) -> list[Paired]:
 def _three(numbers: Sequence[Any]) -> tuple[float, float, float]:
     value, low, high = map(float, numbers)
     return value, low, high
-
-
-def _read_options(path: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return with_defaults(content) if isinstance(content, dict) else {}
 
 
 def overrides(command: Sequence[str]) -> list[tuple[str, str]]:
