@@ -109,6 +109,16 @@ def test_any_value_gives_a_safe_name_of_its_own(value: str) -> None:
     assert name != job_name([f"dataset.path={value}1"])
 
 
+def test_a_finished_job_of_another_default_is_kept_and_named(sweep: Sweep) -> None:
+    sweep("seed=1")
+    config = jobs()[1] / "config.yaml"
+    config.write_text(config.read_text().replace("pack: 1", "pack: 2"))
+    result = sweep("seed=1,2")
+    assert f"{jobs()[1].name} has ended with model.pack=2, now 1: kept; name= makes a new sweep" in result.out
+    assert result.out.count("has ended with") == 1
+    assert statuses() == {1: "finished", 2: "finished"}
+
+
 def test_a_failing_job_stops_no_other_and_the_same_line_again_skips_what_is_finished(sweep: Sweep) -> None:
     result = sweep("seed=-3,1")
     assert result.code == 1
