@@ -167,20 +167,21 @@ def test_the_published_numbers(experiment: str) -> None:
     assert (metrics.generator, metrics.generator_mode, metrics.batch_size) == ("raw", "train", 100)
 
 
-@pytest.mark.parametrize(
-    ("experiment", "images"),
-    [
-        *[("cifar10_stable_a", name) for name in ("folder", "celeba", "mnist")],
-        *[(name, "cat") for name in PUBLISHED if name.startswith("cifar10")],
-        *[(name, "folder") for name in ("cat64", "cat64_batch64", "r3gan_stacked", "celeba64")],
-        *[
-            (name, "stacked_digits")
-            for name in ("cifar10_stable_b", "cat128", "cat256", "cat256_sn", "stacked", "celeba64")
-        ],
-        *[(name, "cat") for name in R3GAN],
+ELSEWHERE = [
+    *[("cifar10_stable_a", name) for name in ("folder", "celeba", "mnist")],
+    *[(name, "cat") for name in PUBLISHED if name.startswith("cifar10")],
+    *[(name, "folder") for name in ("cat64", "cat64_batch64", "r3gan_stacked", "celeba64")],
+    *[
+        (name, "stacked_digits")
+        for name in ("cifar10_stable_b", "cat128", "cat256", "cat256_sn", "stacked", "celeba64")
     ],
-)
-def test_it_trains_the_same_way_on_other_images(experiment: str, images: str) -> None:
+    *[(name, "cat") for name in R3GAN],
+]
+
+
+@pytest.mark.parametrize("elsewhere", tiny.mostly_slow(ELSEWHERE))
+def test_it_trains_the_same_way_on_other_images(elsewhere: tuple[str, str]) -> None:
+    experiment, images = elsewhere
     own = composed(f"experiment={experiment}")
     size = f"dataset.image_size={own.dataset.image_size}"
     other = composed(f"experiment={experiment}", f"dataset={images}", size, "dataset.path=photos.zip")
