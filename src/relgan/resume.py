@@ -116,7 +116,8 @@ def _asks_for_more(wanted: TrainConfig, before: Mapping[str, Any], step: int) ->
     if wanted.iterations is not None:
         return step < wanted.iterations
     assert wanted.epochs is not None
-    return (before.get("epochs") or wanted.epochs) < wanted.epochs
+    epochs = before.get("epochs")
+    return epochs is not None and epochs < wanted.epochs
 
 
 def find(config: Config, directory: RunDir, words: Iterable[str]) -> Origin | None:
