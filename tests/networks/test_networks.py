@@ -34,6 +34,16 @@ def is_normalised(module: nn.Module) -> bool:
     return hasattr(module, "parametrizations")
 
 
+@pytest.mark.parametrize("name", ["dcgan", "cnn32"])
+def test_logits_keep_more_than_the_8_bits_of_bfloat16(name: str) -> None:
+    """All logits may grow together to hundreds, where bfloat16 has no fractions, and losses take differences."""
+    _, critic = build_networks(tiny.model(name, width=8), 32, 3)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = critic(2 * torch.rand(16, 3, 32, 32) - 1)
+    assert logits.dtype == torch.float32
+    assert (logits != logits.to(torch.bfloat16)).sum() > 8
+
+
 # --- parameter counts ---
 
 

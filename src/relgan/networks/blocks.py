@@ -231,6 +231,17 @@ def joined(z: Tensor, embedding: nn.Embedding | None, labels: Tensor | None) -> 
     return z if vectors is None else torch.cat([z, vectors], dim=1)
 
 
+def last_logits(layer: nn.Module, features: Tensor) -> Tensor:
+    """Logits (N,) of a critic's last layer, in the precision of its parameters under autocast too.
+
+    A relativistic loss is the same when all logits grow together, and they do, to hundreds. Among those bfloat16 has no
+    fractions, and the loss takes differences.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        logits: Tensor = layer(features.to(next(layer.parameters()).dtype))
+        return logits.reshape(len(features))
+
+
 def projected(logits: Tensor, features: Tensor, embedding: nn.Embedding | None, labels: Tensor | None) -> Tensor:
     """Logits (N,) plus ⟨e_y, Σ φ⟩, the projection of Miyato & Koyama 2018, where there are classes.
 

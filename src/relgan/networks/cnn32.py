@@ -14,7 +14,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from relgan.builtin import ConvOptions
-from relgan.networks.blocks import STD, Layers, class_embedding, joined, prior, projected
+from relgan.networks.blocks import STD, Layers, class_embedding, joined, last_logits, prior, projected
 
 LEAK = 0.1
 
@@ -62,7 +62,7 @@ class Critic(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         features = self.body(images)
-        logits = self.last(features.flatten(1)).reshape(len(images))
+        logits = last_logits(self.last, features.flatten(1))
         return projected(logits, features, self.embedding, labels)
 
 

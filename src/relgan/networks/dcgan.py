@@ -14,7 +14,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from relgan.builtin import ConvOptions
-from relgan.networks.blocks import Layers, joined, prior, projected
+from relgan.networks.blocks import Layers, joined, last_logits, prior, projected
 
 LEAK = 0.2
 NARROW = 4  # pixels on a side where the images are smallest
@@ -71,7 +71,7 @@ class Critic(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         features = self.body[:-1](images)
-        logits = self.body[-1](features).reshape(len(images))
+        logits = last_logits(self.body[-1], features)
         return projected(logits, features, self.embedding, labels)
 
 
