@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_check import ROOT, Found, Setting
 from benchmarks.scores import random_inception
-from benchmarks.step import LOSSES, NETWORKS, build_iterate, contestants, flops, matmul_rate
+from benchmarks.step import LOSSES, NETWORKS, build_iterate, contestants, flops, matmul_rate, seconds_each
 from benchmarks.timing import PLAIN, interleave, peak_memory, speedup
 from relgan.build import build_run
 from relgan.cli.command import Line
@@ -162,9 +162,8 @@ def tests(here: Setting, found: Found) -> None:
     """The tests for a GPU, with torch's deterministic kernels."""
     report = here.out / "tests.xml"
     chosen = ["tests/training/test_gpu.py", "-k", "masked"] if here.small else ["-m", "gpu"]
-    command = _command("pytest", *chosen, "-q", "-p", "no:cacheprovider", f"--junit-xml={report}")
-    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    chosen += ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--junit-xml={report}"]
+    subprocess.run(_command("pytest", *chosen), cwd=ROOT, check=False)
     cases = list(ET.parse(report).getroot().iter("testcase"))
     broken = {
         case.attrib["name"]: child.attrib for case in cases for child in case if child.tag in ("failure", "error")
@@ -264,11 +263,11 @@ def _images_per_second(
 
 
 def memory(here: Setting, found: Found) -> None:
-    """What a step at 256 pixels takes, and what of the GPU others cannot have meanwhile."""
+    """What a step at 128 pixels takes, and what of the GPU others cannot have meanwhile."""
     size = (
         ("dataset.image_size=32",)
         if here.small
-        else ("dataset.image_size=256", "dataset.num_images=256", "train.batch_size=32")
+        else ("dataset.image_size=128", "dataset.num_images=256", "train.batch_size=32")
     )
     for penalty in ((), ("penalty=r1", "penalty.interval=4")):
         held: dict[str, float] = {}
@@ -277,11 +276,11 @@ def memory(here: Setting, found: Found) -> None:
             with found.part(name):
                 words = ("loss=ragan", "model.spectral_norm=false", *penalty, *size, f"engine={engine}")
                 trained = _train(here, f"memory_{name}", _words(here, 12, *words))
-                found.figure(f"{name}: most allocated, GB", (peak_memory_bytes(trained.run.device) or 0) / 1e9)
+                most = (peak_memory_bytes(trained.run.device) or 0) / 1e9
+                found.figure(f"{name}: most allocated, with what cuDNN tries out, GB", most)
                 if here.device == "cuda":
                     held[engine] = torch.cuda.memory_reserved() / 1e9
                     found.figure(f"{name}: reserved at the end, GB", held[engine])
-                    found.figure(f"{name}: most reserved, GB", torch.cuda.max_memory_reserved() / 1e9)
                 del trained
                 _forget(here)
         if len(held) == 2:
@@ -301,7 +300,7 @@ def speed(here: Setting, found: Found) -> None:
     """relgan's iteration against the textbook's, what of it is launching kernels, and how near the floor it is."""
     device = prepare_device(here.device)
     engines = list(dict.fromkeys(("eager", _best_engine(here))))
-    rounds, loss = 1 if here.small else 30, "rasgan"
+    rounds, loss = 1 if here.small else 9, "rasgan"
     rate = matmul_rate(device)
     for network in ("cnn32",) if here.small else NETWORKS:
         batch = NETWORKS[network].batch
@@ -309,12 +308,12 @@ def speed(here: Setting, found: Found) -> None:
             ways = contestants(network, loss, engines, device)
             if here.small:
                 ways = {name: ways[name] for name in ("textbook, fp32", "relgan, fp32, eager")}
-            measured = interleave(ways, rounds=rounds, warmup=1 if here.small else 5, facts=peak_memory)
+            measured = interleave(ways, rounds=rounds, warmup=1 if here.small else 2, facts=peak_memory)
             for name in ways.keys() - measured.keys():
                 found.expect(False, f"{network}: {name} has ended with an error")
             textbooks = [name for name in measured if name.startswith("textbook")]
             for name, one in measured.items():
-                middle = statistics.median(one.seconds)
+                middle = seconds_each(one, device)
                 what = f"{network}, {loss}, batch {batch}: {name}"
                 found.figure(f"{what}: images/s", batch / middle)
                 for textbook in textbooks:
@@ -370,7 +369,7 @@ def stop(here: Setting, found: Found) -> None:
     """A run that SIGTERM stops and the same line continues ends as one that nothing stopped."""
     iterations = 60 if here.small else 3000
     words = _words(here, iterations, "loss=ragan", "model.spectral_norm=false", "precision=fp32")
-    words += ["train.log_every=2" if here.small else "train.log_every=50"]
+    words += ["train.log_every=2" if here.small else "train.log_every=50", "deterministic=true"]
     directories = [_fresh(here, name) for name in ("whole", "stopped")]
     whole, stopped = (
         _command("relgan.cli.train", *words, f"hydra.run.dir={path}", "resume=auto") for path in directories
@@ -391,10 +390,7 @@ def stop(here: Setting, found: Found) -> None:
     after = min(step for step in differences if step > at)
     found.figure("relative difference of loss_d after the stop", differences[after])
     found.figure("… at the end", differences[iterations])
-    # A GPU's kernels add in any order, so that two runs differ from the start.
-    before = max(difference for step, difference in differences.items() if step <= at)
-    allowed = 0 if here.device == "cpu" else max(5 * NEAR, 3 * before)
-    found.expect(differences[after] <= allowed, "the continued run differs")
+    found.expect(not any(differences.values()), "the continued run differs")
 
 
 def _has_logged(directory: Path, lines: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import processes
+import relgan.device
 import tiny
 from relgan import load
 from relgan.build import build_run
@@ -18,7 +20,7 @@ from relgan.cli.evaluate import Run
 from relgan.config import Config, MetricsConfig
 from relgan.data import prepare
 from relgan.data.batches import Batch
-from relgan.device import Precision, choose_precision
+from relgan.device import Precision, choose_precision, prepare_device
 from relgan.metrics.extractors import Extractor, arithmetic
 from relgan.metrics.reference import StoreImages, real_statistics
 from relgan.options import ConfigError
@@ -149,3 +151,21 @@ def test_tf32_is_refused_where_it_would_be_another_name_for_fp32(option: str, mo
     monkeypatch.setattr(torch.cuda, "is_tf32_supported", lambda: False)
     with pytest.raises(ConfigError, match="tf32 needs"):
         named(CUDA)
+
+
+def test_deterministic_asks_a_gpu_for_kernels_that_add_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relgan.device, "_choose_device", lambda _: CUDA)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    try:
+        prepare_device("cuda")
+        assert torch.backends.cudnn.benchmark
+        assert not torch.are_deterministic_algorithms_enabled()
+        prepare_device("cuda", deterministic=True)
+        assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.deterministic
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

@@ -54,7 +54,7 @@ def build_run(
     origin = resume.find(config, directory, words)
     if origin is not None:
         config = origin.config
-    device = prepare_device(config.device)
+    device = prepare_device(config.device, deterministic=config.deterministic)
     precision = choose_precision(config.precision, device)
     engine = choose_engine(config.engine, device, config)
     store = prepare(config.dataset)

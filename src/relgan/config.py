@@ -158,6 +158,9 @@ class Config:
         "auto: cudagraph on CUDA where a graph can be recorded (not with schedule.beta2), else eager",
         choices=("auto", "eager", "compiled", "cudagraph"),
     )
+    deterministic: bool = option(
+        False, "on a GPU: kernels that give the same bits in every run, where torch has them; slower (CPUs always do)"
+    )
     resume: str | None = option(
         None,
         "auto: continue the newest run of this name and configuration; PATH: begin a new run from a run directory or "

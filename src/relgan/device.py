@@ -17,10 +17,14 @@ from relgan.options import ConfigError
 log = logging.getLogger("relgan")
 
 
-def prepare_device(name: str) -> torch.device:
+def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
     """The device of that name, made ready: for training, scores and samples alike.
 
     ``auto``: CUDA, else MPS, else the CPU. Float32 is float32, which TF32 is not; :meth:`Precision.in_force` allows it.
+
+    Args:
+        deterministic: on a GPU, only kernels that add in the same order each time. torch warns of an operation that has
+            none.
 
     Raises:
         ConfigError: the named device is not there.
@@ -28,8 +32,13 @@ def prepare_device(name: str) -> torch.device:
     device = _choose_device(name)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    # Batches have one size, so looking once for the fastest convolutions pays.
-    torch.backends.cudnn.benchmark = device.type == "cuda"
+    # Batches have one size, so looking once for the fastest convolutions pays. Another run may find others.
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
+    if device.type == "cuda" and deterministic:
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Read when cuBLAS is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cpu":
         keep_freed_memory()
     return device

@@ -45,14 +45,11 @@ CHOSEN = [s if HERE or s["loss"] == "rasgan" else pytest.param(s, marks=pytest.m
 @pytest.fixture(autouse=True)
 def _deterministic() -> Iterator[None]:
     """The same kernels in every pass, where torch has them, so that tolerances can be tight."""
-    before = torch.backends.cudnn.benchmark
-    prepare_device(DEVICE.type)
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    torch.use_deterministic_algorithms(HERE, warn_only=True)
+    prepare_device(DEVICE.type, deterministic=True)
     torch.set_num_threads(1)
     with capturable_on_the_cpu():
         yield
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before, False
+    torch.backends.cudnn.deterministic = False
     torch.use_deterministic_algorithms(False)
 
 
