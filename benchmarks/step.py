@@ -263,7 +263,7 @@ def add_penalties(
     for name, one in measured.items():
         table.add_row(
             f"{network}, {', '.join(way)}: {name}",
-            f"{1000 * seconds_each(one, device):.3g} ms",
+            f"{1000 * seconds_each(one, device):.1f} ms",
             f"{speedup(one.seconds, measured['none'].seconds):.2f}×",
             f"{work[name] / work['none']:.2f}×",
             f"{one.fact / 1e9:.2f} GB",

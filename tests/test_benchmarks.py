@@ -66,9 +66,9 @@ def test_penalties_are_compared_with_none_of_the_same_round() -> None:
 
     table = Table("", "iteration", "times without", "arithmetic", "peak memory")
     measured = {"none": Measured([1.0, 2.0, 9.0], 1e9), "ar1r2, share 0.25": Measured([2.0, 5.0, 9.0], 2e9)}
-    add_penalties(table, "cnn32", ("fp32", "eager"), measured)
+    add_penalties(table, "cnn32", ("fp32", "eager"), measured, torch.device("cpu"))
     _, milliseconds, times, arithmetic, memory = (list(column.cells) for column in table.columns)
-    assert milliseconds == ["2000 ms", "5000 ms"]
+    assert milliseconds == ["2000.0 ms", "5000.0 ms"]
     assert times == ["1.00×", "2.00×"]
     assert arithmetic == ["1.00×", "1.23×"]
     assert memory == ["1.00 GB", "2.00 GB"]
