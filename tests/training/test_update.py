@@ -16,6 +16,8 @@ from relgan.builtin import AdaOptions
 from relgan.config import OptimizerConfig
 from relgan.data.batches import Batch
 from relgan.losses import AdversarialLoss, get_loss
+from relgan.networks import build_networks
+from relgan.networks.blocks import spectral_norms
 from relgan.penalties import Penalty
 from relgan.training.strength import Strength
 from relgan.training.update import Update
@@ -270,6 +272,49 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole(loss: str, penalty: str)
     for parts in seen[1:]:
         for got, want in zip(parts, seen[0], strict=True):
             torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"augment": "diffaugment"}, {"pack": 2}])
+def test_a_critic_that_judges_each_image_alone_sees_real_and_fake_together(options: dict[str, Any]) -> None:
+    """In one pass, and the update is that of two."""
+    seen, passes = [], []
+    for together in (True, False):
+        torch.manual_seed(0)
+        model = tiny.model(width=2, latent_dim=4, norm="none", spectral_norm=True, pack=options.get("pack", 1))
+        update = tiny.update(model, "ragan", dtype=torch.float64, **options)
+        assert update.critic.judges_each_image_alone
+        update.critic.judges_each_image_alone = together
+        calls: list[int] = []
+        update.critic.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        real, z = batch(5)
+        torch.manual_seed(7)
+        update.update_critic(Batch(real.images.double()), z.double())
+        seen.append(gradients(update.critic))
+        passes.append(len(calls))
+    assert passes == [1, 2]
+    for got, want in zip(*seen, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["dcgan", "cnn32"])
+def test_batch_norm_never_sees_real_and_fake_images_together(name: str) -> None:
+    _, critic = build_networks(tiny.model(name, width=2, norm="batch", spectral_norm=False), 32, 1)
+    assert not critic.judges_each_image_alone
+
+
+def test_an_update_takes_one_step_of_each_power_iteration() -> None:
+    """Whatever it looks at: an update meets the same weights in every pass."""
+    torch.manual_seed(0)
+    model = tiny.model(width=2, latent_dim=4, spectral_norm=True, generator_spectral_norm=True)
+    update = tiny.update(model, "ragan", penalty="r1r2")
+    alone = copy.deepcopy(update.networks)
+    update.update_critic(*batch(5))
+    for network in alone:
+        for norm, weight in spectral_norms([network]):
+            norm.advance(weight)
+    for stepped, once in zip(update.networks, alone, strict=True):
+        pairs = zip(spectral_norms([stepped]), spectral_norms([once]), strict=True)
+        assert all(torch.equal(a._u, b._u) and torch.equal(a._v, b._v) and a.training for (a, _), (b, _) in pairs)
 
 
 def in_parts(loss: str, penalty: str, count: int) -> Update:

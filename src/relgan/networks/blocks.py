@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,20 @@ class SpectralNorm(_SpectralNorm):
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
             return super().forward(weight)
+
+    def advance(self, weight: Tensor) -> None:
+        """One step of the power iteration for the weight as it is before the norm."""
+        self._power_method(self._reshape_weight_to_matrix(weight), self.n_power_iterations)
+
+
+def spectral_norms(networks: Iterable[nn.Module]) -> Iterator[tuple[SpectralNorm, Tensor]]:
+    """Those in training mode, each with the weight that it normalises."""
+    for network in networks:
+        for module in network.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                found: Any = module.parametrizations["weight"]  # type: ignore[index]
+                if isinstance(found[0], SpectralNorm) and found.training:
+                    yield found[0], found.original
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

@@ -48,6 +48,7 @@ class Critic(nn.Module):
     def __init__(self, model: ConvOptions, channels: int, classes: int) -> None:
         super().__init__()
         layers = Layers.of_critic(model, bias=True, slope=LEAK)
+        self.judges_each_image_alone = layers.batch_norm is None
         widths = [model.width * factor for factor in (1, 1, 2, 2, 4, 4, 8)]
         blocks = []
         channels_in = channels * model.pack

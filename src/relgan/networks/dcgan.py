@@ -60,6 +60,7 @@ class Critic(nn.Module):
     def __init__(self, model: ConvOptions, image_size: int, channels: int, classes: int) -> None:
         super().__init__()
         layers = Layers.of_critic(model, bias=False, slope=LEAK)
+        self.judges_each_image_alone = layers.batch_norm is None
         widths = _widths(model, image_size)[::-1]
         first = layers.conv(channels * model.pack, widths[0], kernel=4, stride=2, padding=1)
         blocks = [layers.hidden(first, widths[0], norm=False)]

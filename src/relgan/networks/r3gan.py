@@ -170,6 +170,8 @@ class Critic(nn.Module):
     With classes the logit is the inner product of ``width`` features and the vector of the label.
     """
 
+    judges_each_image_alone = True
+
     def __init__(self, options: R3GANOptions, image_size: int, channels: int, classes: int) -> None:
         super().__init__()
         widths = options.stage_widths(image_size)[::-1]

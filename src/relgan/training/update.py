@@ -15,7 +15,7 @@ from relgan.data.batches import Batch
 from relgan.device import Precision
 from relgan.distributed import average_gradients, global_mean, own_part, world_size
 from relgan.losses import Loss, flat_logits
-from relgan.networks.blocks import SpectralNorm
+from relgan.networks.blocks import spectral_norms
 from relgan.penalties import Penalty
 from relgan.side_terms import SideTerms
 from relgan.training.strength import Strength
@@ -91,15 +91,15 @@ class Update:
         Args:
             penalised: whether the penalty takes part in this update.
         """
-        with torch.no_grad(), self.precision.autocast():
-            fake = self.generate(z, *real.condition)
-        reals, fakes = self._view(real.images, *real.condition), self._view(fake.to(real.images.dtype), *real.condition)
         self.optimizer_d.zero_grad(set_to_none=True)
-        # Two forwards: batch norm must not mix the statistics of real and fake images.
-        loss, (real_logits, fake_logits) = backward(
-            self._logits, (reals, fakes), self._critic_loss, self.accumulate, (self.critic,)
-        )
-        penalty = self._backward_penalty(reals, fakes) if penalised else torch.zeros_like(loss)
+        with one_power_iteration(self.networks):
+            with torch.no_grad(), self.precision.autocast():
+                fake = self.generate(z, *real.condition).to(real.images.dtype)
+            reals, fakes = (self._view(images, *real.condition) for images in (real.images, fake))
+            loss, (real_logits, fake_logits) = backward(
+                self._logits, (reals, fakes), self._critic_loss, self.accumulate, (self.critic,)
+            )
+            penalty = self._backward_penalty(reals, fakes) if penalised else torch.zeros_like(loss)
         grad_norm = self._apply(self.optimizer_d, self.critic, loss + penalty)
         self.penalty.after_step(self.critic)
         self.strength.steer(self.loss.compare(real_logits, fake_logits)[0])
@@ -122,7 +122,8 @@ class Update:
         self.optimizer_g.zero_grad(set_to_none=True)
         try:
             fakes = (z, self._draw(len(z)), *real.condition)
-            loss, _ = backward(logits_of_fakes, (fakes,), loss_of_fakes, self.accumulate, self.networks)
+            with one_power_iteration(self.networks):
+                loss, _ = backward(logits_of_fakes, (fakes,), loss_of_fakes, self.accumulate, self.networks)
         finally:
             self.critic.requires_grad_(True)
         grad_norm = self._apply(self.optimizer_g, self.generator, loss)
@@ -164,7 +165,7 @@ class Update:
             return None
         with torch.no_grad():
             view = self._view(real.images, *real.condition)
-            return torch.cat([self._logits(*part) for part in in_parts(view, self.accumulate, (self.critic,))])
+            return torch.cat([self._logits(*part) for part in in_parts(view, self.accumulate)])
 
     def _backward_penalty(self, reals: Inputs, fakes: Inputs) -> Tensor:
         """Add the penalty's gradient to the critic's parameters; returns its value."""
@@ -173,7 +174,7 @@ class Update:
         for points in self.penalty.points(reals[0], fakes[0]):
             count = len(points)
             view = (points, self._by_pack(self._draw(count * self.pack)), *(values[:count] for values in labels))
-            for images, u, *condition in in_parts(view, self.accumulate, (self.critic,)):
+            for images, u, *condition in in_parts(view, self.accumulate):
                 with self.precision.autocast():
                     term = self.penalty.term(self._judge_as(u, *condition), images)
                 # A penalty may look at fewer images than there are, which parts share unequally.
@@ -243,24 +244,22 @@ def unpack(images: Tensor, k: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def held_spectral_norms(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """No power iteration: the parts of a batch meet the weights that the whole of it would meet."""
-    norms = [m for network in networks for m in network.modules() if isinstance(m, SpectralNorm) and m.training]
-    for norm in norms:
+def one_power_iteration(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Spectral norms take one step of their power iteration now and none inside: an update meets the same weights."""
+    norms = list(spectral_norms(networks))
+    for norm, weight in norms:
+        norm.advance(weight)
         norm.eval()
     try:
         yield
     finally:
-        for norm in norms:
+        for norm, _ in norms:
             norm.train()
 
 
-def in_parts(batch: Inputs, count: int, networks: Sequence[nn.Module]) -> Iterator[Inputs]:
-    """The ``count`` equal parts of ``batch``; after the first, spectral norms stay as it left them."""
-    first, *others = zip(*(values.chunk(count) for values in batch), strict=True)
-    yield first
-    with held_spectral_norms(networks):
-        yield from others
+def in_parts(batch: Inputs, count: int) -> Iterator[Inputs]:
+    """The ``count`` equal parts of ``batch``."""
+    yield from zip(*(values.chunk(count) for values in batch), strict=True)
 
 
 def backward(
@@ -271,10 +270,12 @@ def backward(
     A relativistic loss couples all samples, so ∂L/∂logits is taken over the whole batch before any part is
     differentiated: with more than one part every forward pass runs twice, first without a graph.
 
+    Real and fake images meet a critic that judges each alone in one pass, others in two: batch norm must not mix their
+    statistics.
+
     Args:
         forward: from inputs (n, …) to logits (n,); run once or twice per part.
-        batches: the inputs of each, (N, …), N a multiple of ``count``. They meet ``forward`` in this order,
-            in batches of their own: batch norm sees one part at a time.
+        batches: the inputs of each, (N, …), N a multiple of ``count``. They meet ``forward`` in this order.
         count: parts of a batch.
         networks: what ``forward`` and ``loss`` run; their buffers end as after one pass.
 
@@ -282,24 +283,30 @@ def backward(
         the loss and the logits of each batch, without graph.
     """
     if count == 1:
-        logits = [forward(*batch) for batch in batches]
+        together = all(getattr(network, "judges_each_image_alone", False) for network in networks)
+        logits = _forward_together(forward, batches) if together else [forward(*batch) for batch in batches]
         value = loss(*logits)
         value.backward()
         return value.detach(), [values.detach() for values in logits]
     buffers = [buffer for network in networks for buffer in network.buffers()]
     before = [buffer.clone() for buffer in buffers]
     with torch.no_grad():
-        logits = [torch.cat([forward(*p) for p in in_parts(batch, count, networks)]) for batch in batches]
+        logits = [torch.cat([forward(*p) for p in in_parts(batch, count)]) for batch in batches]
     value = loss(*(values.requires_grad_() for values in logits))
     gradients = torch.autograd.grad(value, logits)
     after = [buffer.clone() for buffer in buffers]
     _restore(buffers, before)
     for batch, gradient in zip(batches, gradients, strict=True):
-        parts = in_parts(batch, count, networks)
+        parts = in_parts(batch, count)
         for part, of_logits in zip(parts, gradient.chunk(count), strict=True):
             forward(*part).backward(of_logits)
     _restore(buffers, after)
     return value.detach(), [values.detach() for values in logits]
+
+
+def _forward_together(forward: Forward, batches: Sequence[Inputs]) -> list[Tensor]:
+    joined = (torch.cat(values) for values in zip(*batches, strict=True))
+    return list(forward(*joined).chunk(len(batches)))
 
 
 @torch.no_grad()
