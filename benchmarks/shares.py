@@ -11,12 +11,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from unittest.mock import patch
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -25,12 +26,13 @@ from relgan.build import build_run
 from relgan.cli.command import Line
 from relgan.cli.compose import compose
 from relgan.networks.blocks import SpectralNorm
+from relgan.training import update
 from relgan.training.loop import Loop
 from relgan.training.signals import StopSignals
 
 WARM_UPS, TIMED, PROFILED = 10, 40, 20
 
-OPTIMIZER, SPECTRAL_NORM = "optimizer", "power iterations of spectral norm"
+OPTIMIZER, SPECTRAL_NORM = "optimizer", "spectral norm"
 KINDS = {
     "convolutions and products": ("conv", "addmm", "aten::mm", "aten::bmm", "linear"),
     "batch norm": ("batch_norm",),
@@ -51,6 +53,17 @@ def kind(event: FunctionEvent) -> str:
     return next((kind for kind, parts in KINDS.items() if any(part in event.name for part in parts)), "all else")
 
 
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def _recorded(call: Callable[P, R]) -> Callable[P, R]:
+    def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
+        with record_function(SPECTRAL_NORM):
+            return call(*args, **kwargs)
+
+    return recorded
+
+
 def shares(loop: Loop) -> tuple[float, float, dict[str, float]]:
     """Milliseconds of an iteration, its number of operations, and each kind's share of the profiled time."""
     for _ in range(WARM_UPS):
@@ -60,13 +73,11 @@ def shares(loop: Loop) -> tuple[float, float, dict[str, float]]:
         started = time.perf_counter()
         loop.iterate()
         seconds.append(time.perf_counter() - started)
-    original = SpectralNorm.forward
-
-    def recorded(norm: SpectralNorm, weight: Tensor) -> Tensor:
-        with record_function(SPECTRAL_NORM):
-            return original(norm, weight)
-
-    with patch.object(SpectralNorm, "forward", recorded), profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with (
+        patch.object(SpectralNorm, "forward", _recorded(SpectralNorm.forward)),
+        patch.object(update, "advance", _recorded(update.advance)),
+        profile(activities=[ProfilerActivity.CPU]) as profiler,
+    ):
         started = time.perf_counter()
         for _ in range(PROFILED):
             loop.iterate()

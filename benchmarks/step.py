@@ -102,13 +102,14 @@ def build_update(
     )
 
 
-ITERATIONS = {"cuda": 10}
-"""In one call of a contestant, on a GPU: no training waits for it after each."""
+def iterations(device: torch.device) -> int:
+    """In one call of a contestant: training does not wait for a GPU after each."""
+    return 10 if device.type == "cuda" else 1
 
 
 def finished(iterate: Callable[[], object], device: torch.device) -> Callable[[], object]:
     def call() -> None:
-        for _ in range(ITERATIONS.get(device.type, 1)):
+        for _ in range(iterations(device)):
             iterate()
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -118,7 +119,7 @@ def finished(iterate: Callable[[], object], device: torch.device) -> Callable[[]
 
 def seconds_each(measured: Measured, device: torch.device) -> float:
     """Of one iteration: the median."""
-    return statistics.median(measured.seconds) / ITERATIONS.get(device.type, 1)
+    return statistics.median(measured.seconds) / iterations(device)
 
 
 def prepare_textbook(network: str, loss: str, device_name: str, *, tf32: bool) -> Callable[[], object]:
@@ -224,7 +225,9 @@ def contestants(network: str, loss: str, engines: list[str], device: torch.devic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="timed iterations of each (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="timed iterations of each, on a GPU tens of them (default: %(default)s)"
+    )
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
     parser.add_argument("--penalties", action="store_true", help="compare penalties of relgan's own iteration")

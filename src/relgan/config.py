@@ -159,7 +159,9 @@ class Config:
         choices=("auto", "eager", "compiled", "cudagraph"),
     )
     deterministic: bool = option(
-        False, "on a GPU: kernels that give the same bits in every run, where torch has them; slower (CPUs always do)"
+        False,
+        "on a GPU: slower kernels that give the same bits in every run, where torch has them "
+        "(a CPU's runs are always equal)",
     )
     resume: str | None = option(
         None,

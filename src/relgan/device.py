@@ -17,14 +17,14 @@ from relgan.options import ConfigError
 log = logging.getLogger("relgan")
 
 
-def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
+def prepare_device(name: str, *, deterministic: bool | None = None) -> torch.device:
     """The device of that name, made ready: for training, scores and samples alike.
 
     ``auto``: CUDA, else MPS, else the CPU. Float32 is float32, which TF32 is not; :meth:`Precision.in_force` allows it.
 
     Args:
-        deterministic: on a GPU, only kernels that add in the same order each time. torch warns of an operation that has
-            none.
+        deterministic: whether a GPU takes kernels that add in the same order each time, where torch has them; it warns
+            of an operation that has none. None: as it was.
 
     Raises:
         ConfigError: the named device is not there.
@@ -32,13 +32,14 @@ def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
     device = _choose_device(name)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    if device.type == "cuda" and deterministic is not None:
+        torch.backends.cudnn.deterministic = deterministic
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        if deterministic:
+            # Read when cuBLAS is first used.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Batches have one size, so looking once for the fastest convolutions pays. Another run may find others.
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
-    if device.type == "cuda" and deterministic:
-        torch.backends.cudnn.deterministic = True
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # Read when cuBLAS is first used.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not torch.backends.cudnn.deterministic
     if device.type == "cpu":
         keep_freed_memory()
     return device
@@ -80,7 +81,7 @@ class Precision:
 
     Attributes:
         name: "fp32"; "tf32", float32 whose products and convolutions keep 10 bits of the mantissa; or "bf16", bfloat16
-            in the forward passes, with float32 as in fp32 where autocast leaves it.
+            in the forward passes, with float32 as in fp32 where autocast leaves it and in critics' last layers.
     """
 
     device: torch.device

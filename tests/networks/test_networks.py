@@ -35,11 +35,13 @@ def is_normalised(module: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("name", ["dcgan", "cnn32"])
-def test_logits_keep_more_than_the_8_bits_of_bfloat16(name: str) -> None:
+@pytest.mark.parametrize("classes", [0, 3])
+def test_logits_keep_more_than_the_8_bits_of_bfloat16(name: str, classes: int) -> None:
     """All logits may grow together to hundreds, where bfloat16 has no fractions, and losses take differences."""
-    _, critic = build_networks(tiny.model(name, width=8), 32, 3)
+    _, critic = build_networks(tiny.model(name, width=8), 32, 3, classes)
+    labels = [torch.arange(16) % classes] if classes else []
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = critic(2 * torch.rand(16, 3, 32, 32) - 1)
+        logits = critic(2 * torch.rand(16, 3, 32, 32) - 1, *labels)
     assert logits.dtype == torch.float32
     assert (logits != logits.to(torch.bfloat16)).sum() > 8
 

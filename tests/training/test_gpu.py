@@ -49,8 +49,7 @@ def _deterministic() -> Iterator[None]:
     torch.set_num_threads(1)
     with capturable_on_the_cpu():
         yield
-    torch.backends.cudnn.deterministic = False
-    torch.use_deterministic_algorithms(False)
+    prepare_device(DEVICE.type, deterministic=False)
 
 
 def made(device: torch.device, optimizer: str = "adam", *, captured: bool, **setting: Any) -> Update:

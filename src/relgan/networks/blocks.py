@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +27,21 @@ class SpectralNorm(_SpectralNorm):
         with torch.autocast(weight.device.type, enabled=False):
             return super().forward(weight)
 
-    def advance(self, weight: Tensor) -> None:
-        """One step of the power iteration for the weight as it is before the norm."""
-        self._power_method(self._reshape_weight_to_matrix(weight), self.n_power_iterations)
 
-
-def spectral_norms(networks: Iterable[nn.Module]) -> Iterator[tuple[SpectralNorm, Tensor]]:
+def spectral_norms(networks: Iterable[nn.Module]) -> Iterator[tuple[_SpectralNorm, Tensor]]:
     """Those in training mode, each with the weight that it normalises."""
     for network in networks:
         for module in network.modules():
-            if parametrize.is_parametrized(module, "weight"):
-                found: Any = module.parametrizations["weight"]  # type: ignore[index]
-                if isinstance(found[0], SpectralNorm) and found.training:
-                    yield found[0], found.original
+            if isinstance(module, parametrize.ParametrizationList) and module.training:
+                first: nn.Module = next(module.children())
+                if isinstance(first, _SpectralNorm):
+                    yield first, module.original
+
+
+def advance(norm: _SpectralNorm, weight: Tensor) -> None:
+    """One step of the power iteration, in the weight's own precision."""
+    with torch.autocast(weight.device.type, enabled=False):
+        norm._power_method(norm._reshape_weight_to_matrix(weight), norm.n_power_iterations)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -263,4 +265,4 @@ def projected(logits: Tensor, features: Tensor, embedding: nn.Embedding | None, 
         features: φ(x), (N, C, H, W), what the last layer saw; summed over the pixels.
     """
     vectors = embedded(embedding, labels)
-    return logits if vectors is None else logits + (features.sum((2, 3)) * vectors).sum(1)
+    return logits if vectors is None else logits + (features.sum((2, 3), dtype=vectors.dtype) * vectors).sum(1)

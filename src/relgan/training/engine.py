@@ -89,7 +89,7 @@ def build_iteration(
     update = eager.update
     if name == "compiled":
         # Not the critic itself: penalties differentiate it twice, which compiled code cannot.
-        update.generate, update.judge = torch.compile(update.generator), torch.compile(update.critic)
+        update.generate, update.judge = (torch.compile(network, dynamic=False) for network in update.networks)
     if name != "cudagraph":
         return name, eager
     with warnings.catch_warnings():

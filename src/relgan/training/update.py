@@ -15,7 +15,7 @@ from relgan.data.batches import Batch
 from relgan.device import Precision
 from relgan.distributed import average_gradients, global_mean, own_part, world_size
 from relgan.losses import Loss, flat_logits
-from relgan.networks.blocks import spectral_norms
+from relgan.networks.blocks import advance, spectral_norms
 from relgan.penalties import Penalty
 from relgan.side_terms import SideTerms
 from relgan.training.strength import Strength
@@ -245,10 +245,10 @@ def unpack(images: Tensor, k: int) -> Tensor:
 
 @contextlib.contextmanager
 def one_power_iteration(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Spectral norms take one step of their power iteration now and none inside: an update meets the same weights."""
+    """Spectral norms take one step of their power iteration now and none inside: all passes see the same weights."""
     norms = list(spectral_norms(networks))
     for norm, weight in norms:
-        norm.advance(weight)
+        advance(norm, weight)
         norm.eval()
     try:
         yield
@@ -259,7 +259,7 @@ def one_power_iteration(networks: Iterable[nn.Module]) -> Iterator[None]:
 
 def in_parts(batch: Inputs, count: int) -> Iterator[Inputs]:
     """The ``count`` equal parts of ``batch``."""
-    yield from zip(*(values.chunk(count) for values in batch), strict=True)
+    return zip(*(values.chunk(count) for values in batch), strict=True)
 
 
 def backward(
@@ -270,8 +270,8 @@ def backward(
     A relativistic loss couples all samples, so ∂L/∂logits is taken over the whole batch before any part is
     differentiated: with more than one part every forward pass runs twice, first without a graph.
 
-    Real and fake images meet a critic that judges each alone in one pass, others in two: batch norm must not mix their
-    statistics.
+    With one part, real and fake images meet a critic that judges each alone in one pass, others in two: batch norm must
+    not mix their statistics.
 
     Args:
         forward: from inputs (n, …) to logits (n,); run once or twice per part.
