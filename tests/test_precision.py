@@ -154,18 +154,19 @@ def test_tf32_is_refused_where_it_would_be_another_name_for_fp32(option: str, mo
 
 
 def test_deterministic_asks_a_gpu_for_kernels_that_add_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the run that is prepared with it, and of no later one; what only looks leaves it alone."""
     monkeypatch.setattr(relgan.device, "_choose_device", lambda _: CUDA)
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+
+    def found() -> tuple[bool, bool, bool]:
+        cudnn = torch.backends.cudnn
+        return torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, not cudnn.benchmark
+
     try:
-        prepare_device("cuda")
-        assert torch.backends.cudnn.benchmark
-        assert not torch.are_deterministic_algorithms_enabled()
-        prepare_device("cuda", deterministic=True)
-        assert not torch.backends.cudnn.benchmark
-        assert torch.backends.cudnn.deterministic
-        assert torch.are_deterministic_algorithms_enabled()
+        for deterministic, expected in ((None, False), (True, True), (None, True), (False, False)):
+            prepare_device("cuda", deterministic=deterministic)
+            assert found() == (expected,) * 3
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
-        torch.use_deterministic_algorithms(False)
-        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+        prepare_device("cuda", deterministic=False)
