@@ -100,7 +100,13 @@ def _build_state(config: Config, store: PackedStore, device: torch.device, *, ca
     return TrainState(
         generator=generator,
         critic=critic,
-        optimizers=build_optimizers(config.optimizer, generator, critic, captured=captured),
+        optimizers=build_optimizers(
+            config.optimizer,
+            generator,
+            critic,
+            captured=captured,
+            moving_beta2=config.schedule.beta2 is not None,
+        ),
         ema=EMA(generator, config.train.ema_decay),
         side_terms=build_side_terms(config.loss, device),
         strength=Strength(config.augment, batch_size, device, scheduled=config.schedule.augment_p is not None),

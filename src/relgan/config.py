@@ -155,7 +155,7 @@ class Config:
     )
     engine: str = option(
         "auto",
-        "auto: cudagraph on CUDA where a graph can be recorded (not with schedule.beta2), else eager",
+        "auto: cudagraph on CUDA where a graph can be recorded (RMSprop: not with schedule.beta2), else eager",
         choices=("auto", "eager", "compiled", "cudagraph"),
     )
     deterministic: bool = option(

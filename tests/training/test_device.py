@@ -243,7 +243,7 @@ def test_an_iteration_from_images_to_the_average(name: str, tmp_path: Path, monk
     made = build_optimizers
 
     def captured(*networks: Any, **_: Any) -> Any:
-        return made(*networks, captured="beta2" not in " ".join(WHOLE[name]))
+        return made(*networks, captured=True, moving_beta2="beta2" in " ".join(WHOLE[name]))
 
     monkeypatch.setattr("relgan.build.build_optimizers", captured)
     run = build_run(tiny.config(*WHOLE[name], "penalty.weight=1.0" if "penalty" in name else "seed=1"), tmp_path)

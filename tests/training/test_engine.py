@@ -117,9 +117,9 @@ def test_a_recording_that_computes_something_else_is_noticed() -> None:
     assert not agree(made, wrong, made.update, reals)
 
 
-def config(accumulate: int = 1, beta2: float | None = None) -> Config:
+def config(accumulate: int = 1, beta2: float | None = None, optimizer: str = "adam") -> Config:
     made = Config()
-    made.train.accumulate, made.schedule.beta2 = accumulate, beta2
+    made.train.accumulate, made.schedule.beta2, made.optimizer.name = accumulate, beta2, optimizer
     return made
 
 
@@ -129,7 +129,8 @@ def config(accumulate: int = 1, beta2: float | None = None) -> Config:
         ("auto", CPU, config(), "eager"),
         ("auto", CUDA, config(), "cudagraph"),
         ("auto", CUDA, config(accumulate=2), "cudagraph"),
-        ("auto", CUDA, config(beta2=0.99), "eager"),
+        ("auto", CUDA, config(beta2=0.99), "cudagraph"),
+        ("auto", CUDA, config(beta2=0.99, optimizer="rmsprop"), "eager"),
         ("eager", CUDA, config(), "eager"),
         ("compiled", CPU, config(), "compiled"),
         ("cudagraph", CUDA, config(), "cudagraph"),
@@ -142,7 +143,7 @@ def test_the_choice_of_engine(name: str, device: torch.device, config: Config, w
 @pytest.mark.parametrize(("device", "beta2"), [(CPU, None), (CUDA, 0.99)])
 def test_a_graph_that_cannot_be_is_refused(device: torch.device, beta2: float | None) -> None:
     with pytest.raises(ConfigError, match=r"^engine: cudagraph .* \(accepted here: auto, eager, compiled\)$"):
-        choose_engine("cudagraph", device, config(beta2=beta2))
+        choose_engine("cudagraph", device, config(beta2=beta2, optimizer="rmsprop"))
 
 
 def fail(work: Callable[[], Results], undo: Callable[[], None]) -> tuple[Callable[[], None], Results]:

@@ -52,13 +52,17 @@ def _deterministic() -> Iterator[None]:
     prepare_device(DEVICE.type, deterministic=False)
 
 
-def made(device: torch.device, optimizer: str = "adam", *, captured: bool, **setting: Any) -> Update:
+def made(
+    device: torch.device, optimizer: str = "adam", *, captured: bool, moving_beta2: bool = False, **setting: Any
+) -> Update:
     """The same weights at every call."""
     torch.manual_seed(0)
     model = tiny.model(width=2, latent_dim=16, spectral_norm=True)
     options = OptimizerConfig(name=optimizer, lr_g=1e-5, lr_d=1e-5)
     update = tiny.update(model, channels=3, device=device, **setting)
-    update.optimizer_g, update.optimizer_d = build_optimizers(options, *update.networks, captured=captured)
+    update.optimizer_g, update.optimizer_d = build_optimizers(
+        options, *update.networks, captured=captured, moving_beta2=moving_beta2
+    )
     return update
 
 
@@ -89,19 +93,22 @@ def test_an_update_is_that_of_the_cpu(setting: dict[str, Any]) -> None:
     assert seen[1] == pytest.approx(seen[0], rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["adam", "adam, β₂ moves", "rmsprop"])
 @pytest.mark.parametrize("setting", CHOSEN)
 def test_the_graph_is_the_eager_iteration_step_for_step(setting: dict[str, Any], optimizer: str) -> None:
     """Two critic updates each; the same kernels, so the same numbers but for what torch cannot make deterministic."""
     numbers: list[list[list[float]]] = []
     weights: list[list[Tensor]] = []
     for engine in ("eager", "cudagraph"):
-        update = made(DEVICE, optimizer, captured=True, **setting)
+        name, _, moves = optimizer.partition(", ")
+        update = made(DEVICE, name, captured=True, moving_beta2=bool(moves), **setting)
         eager = Eager(update, latents)
         torch.manual_seed(2)
         _, iteration = build_iteration(engine, eager, lambda: batches(9), chosen_by_user=True, capture=CAPTURE)
         numbers.append([])
         for step in range(2):
+            for each in (update.optimizer_g, update.optimizer_d) if moves else ():
+                each.param_groups[0]["betas"][1].fill_((0.5, 0.9)[step])
             critic, generator = iteration(batches(step))
             values = (critic.loss, critic.penalty, critic.grad_norm, generator.loss, generator.grad_norm)
             numbers[-1].append([value.item() for value in values])

@@ -55,9 +55,9 @@ def choose_engine(name: str, device: torch.device, config: Config) -> str:
     """
     obstacles = {
         "needs a CUDA device": device.type != "cuda",
-        # A graph would keep the β₂ it has met. torch 2.14 takes none that could move: aten::_fused_adam_ has a float,
-        # and its other ways (optim/adam.py) give β₂ to _foreach_pow and addcmul, which want a number.
-        "needs schedule.beta2=null": config.schedule.beta2 is not None,
+        # A graph would keep the α it has met, which torch's RMSprop takes as a number.
+        "needs schedule.beta2=null for RMSprop": config.schedule.beta2 is not None
+        and config.optimizer.name == "rmsprop",
     }
     obstacle = next((reason for reason, applies in obstacles.items() if applies), None)
     if name == "auto":

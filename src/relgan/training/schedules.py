@@ -11,6 +11,7 @@ from torch.optim import Adam, Optimizer
 
 from relgan.config import Config
 from relgan.registry import RandomOptions
+from relgan.training.optimizers import MovingAdam
 from relgan.training.state import TrainState, set_rate
 from relgan.training.update import Update
 
@@ -117,7 +118,9 @@ def _beta2_of(*optimizers: Optimizer) -> Callable[[float], None]:
     def put(value: float) -> None:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                if isinstance(optimizer, Adam):
+                if isinstance(optimizer, MovingAdam):
+                    group["betas"][1].fill_(value)
+                elif isinstance(optimizer, Adam):
                     group["betas"] = (group["betas"][0], value)
                 else:
                     group["alpha"] = value
