@@ -46,7 +46,7 @@ RUNS = {
     "ar1r2": ("loss=rsgan", "penalty=ar1r2"),
     "wgan, RMSprop": ("loss=wgan", "optimizer=rmsprop", "model.spectral_norm=false"),
     "cnn32": ("loss=rasgan", "model=cnn32"),
-    "r3gan, β₂ moves": (
+    "r3gan, beta2 moves": (
         *("loss=rpgan_r1r2", "model=r3gan", "model.width=64", "schedule.burn_in=10000", "schedule.beta2=0.95"),
     ),
     "pack 2, images in host memory": ("loss=sgan", "model.pack=2", "dataset.residence=host", "dataset.hflip=true"),

@@ -20,7 +20,7 @@ from relgan.networks import build_networks
 from relgan.networks.blocks import advance, spectral_norms
 from relgan.penalties import Penalty
 from relgan.training.strength import Strength
-from relgan.training.update import Update
+from relgan.training.update import Update, one_power_iteration
 
 CPU = torch.device("cpu")
 
@@ -315,6 +315,12 @@ def test_an_update_takes_one_step_of_each_power_iteration() -> None:
     for stepped, once in zip(update.networks, alone, strict=True):
         pairs = zip(spectral_norms([stepped]), spectral_norms([once]), strict=True)
         assert all(torch.equal(a._u, b._u) and torch.equal(a._v, b._v) and a.training for (a, _), (b, _) in pairs)
+
+
+def test_a_users_spectral_norm_of_a_vector_is_none_of_our_business() -> None:
+    """torch divides it by its length, without a power iteration."""
+    with one_power_iteration([torch.nn.utils.parametrizations.spectral_norm(nn.LayerNorm(4))]):
+        pass
 
 
 def in_parts(loss: str, penalty: str, count: int) -> Update:

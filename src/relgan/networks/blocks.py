@@ -29,12 +29,12 @@ class SpectralNorm(_SpectralNorm):
 
 
 def spectral_norms(networks: Iterable[nn.Module]) -> Iterator[tuple[_SpectralNorm, Tensor]]:
-    """Those in training mode, each with the weight that it normalises."""
+    """Those in training mode, each with the weight that it normalises; a vector's has no power iteration."""
     for network in networks:
         for module in network.modules():
-            if isinstance(module, parametrize.ParametrizationList) and module.training:
+            if isinstance(module, parametrize.ParametrizationList):
                 first: nn.Module = next(module.children())
-                if isinstance(first, _SpectralNorm):
+                if isinstance(first, _SpectralNorm) and first.training and module.original.ndim > 1:
                     yield first, module.original
 
 

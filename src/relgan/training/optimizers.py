@@ -36,17 +36,18 @@ class MovingAdam(Adam):
 
     def _step(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
-        gradients = [p.grad.where(self.found_inf == 0, 0.0) for p in parameters]
+        finite, zero = self.found_inf == 0, torch.zeros_like(self.found_inf)
+        gradients = [torch.where(finite, p.grad, zero) for p in parameters]
         states = [self._state_of(p) for p in parameters]
         steps, means, squares = ([state[key] for state in states] for key in ("step", "exp_avg", "exp_avg_sq"))
         beta1, beta2 = group["betas"]
         torch._foreach_add_(steps, 1)
         torch._foreach_lerp_(means, gradients, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
-        new = torch._foreach_mul(gradients, gradients)
-        torch._foreach_mul_(new, 1 - beta2)
-        torch._foreach_add_(squares, new)
-        # All parameters have taken as many steps.
+        torch._foreach_mul_(gradients, gradients)
+        torch._foreach_mul_(gradients, 1 - beta2)
+        torch._foreach_add_(squares, gradients)
+        # Unlike torch's, it takes all parameters to have had a gradient in every step.
         roots = torch._foreach_sqrt(squares)
         torch._foreach_mul_(roots, torch.rsqrt(1 - beta2 ** steps[0]))
         torch._foreach_add_(roots, group["eps"])
@@ -83,8 +84,8 @@ def build_optimizers(
         device = parameters[0].device
         lr = torch.tensor(rate, device=device) if captured else rate
         beta1, beta2 = config.betas
-        if config.name == "adam" and captured and moving_beta2:
-            return MovingAdam(parameters, torch.tensor(rate, device=device), (beta1, beta2), config.eps)
+        if config.name == "adam" and isinstance(lr, Tensor) and moving_beta2:
+            return MovingAdam(parameters, lr, (beta1, beta2), config.eps)
         if config.name == "adam":
             # Apple's fused kernel does not know the mask that keeps weights from a gradient that is not finite.
             fused = device.type != "mps"
