@@ -25,8 +25,7 @@ from benchmarks.timing import PLAIN
 from relgan.build import build_run
 from relgan.cli.command import Line
 from relgan.cli.compose import compose
-from relgan.networks.blocks import SpectralNorm
-from relgan.training import update
+from relgan.networks import blocks
 from relgan.training.loop import Loop
 from relgan.training.signals import StopSignals
 
@@ -74,8 +73,8 @@ def shares(loop: Loop) -> tuple[float, float, dict[str, float]]:
         loop.iterate()
         seconds.append(time.perf_counter() - started)
     with (
-        patch.object(SpectralNorm, "forward", _recorded(SpectralNorm.forward)),
-        patch.object(update, "advance", _recorded(update.advance)),
+        patch.object(blocks.SpectralNorm, "forward", _recorded(blocks.SpectralNorm.forward)),
+        patch.object(blocks, "advance", _recorded(blocks.advance)),
         profile(activities=[ProfilerActivity.CPU]) as profiler,
     ):
         started = time.perf_counter()

@@ -254,11 +254,10 @@ def test_an_iteration_from_images_to_the_average(name: str, tmp_path: Path, monk
         loop.iterate()
     assert memory(run.update, run.state) == before
     assert run.state.step == 2
-    for name, value in run.schedules.values(2).items():
-        if name == "train/beta2":
-            (group,) = run.update.optimizer_d.param_groups
-            assert isinstance(group["betas"][1], Tensor)
-            assert group["betas"][1].item() == pytest.approx(value)
+    if (beta2 := run.schedules.values(2).get("train/beta2")) is not None:
+        moved = run.update.optimizer_d.param_groups[0]["betas"][1]
+        assert isinstance(moved, Tensor)
+        assert moved.item() == pytest.approx(beta2)
     run.close(0)
 
 

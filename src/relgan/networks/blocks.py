@@ -44,6 +44,20 @@ def advance(norm: _SpectralNorm, weight: Tensor) -> None:
         norm._power_method(norm._reshape_weight_to_matrix(weight), norm.n_power_iterations)
 
 
+@contextlib.contextmanager
+def one_power_iteration(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Spectral norms take one step of their power iteration now and none inside: all passes see the same weights."""
+    norms = list(spectral_norms(networks))
+    for norm, weight in norms:
+        advance(norm, weight)
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm, _ in norms:
+            norm.train()
+
+
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over the equal parts of a batch that all ranks hold; differentiable twice, on any device.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +14,7 @@ from relgan.data.batches import Batch
 from relgan.device import Precision
 from relgan.distributed import average_gradients, global_mean, own_part, world_size
 from relgan.losses import Loss, flat_logits
-from relgan.networks.blocks import advance, spectral_norms
+from relgan.networks.blocks import one_power_iteration
 from relgan.penalties import Penalty
 from relgan.side_terms import SideTerms
 from relgan.training.strength import Strength
@@ -241,20 +240,6 @@ def unpack(images: Tensor, k: int) -> Tensor:
         return images
     n, channels, height, width = images.shape
     return images.reshape(n * k, channels // k, height, width)
-
-
-@contextlib.contextmanager
-def one_power_iteration(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Spectral norms take one step of their power iteration now and none inside: all passes see the same weights."""
-    norms = list(spectral_norms(networks))
-    for norm, weight in norms:
-        advance(norm, weight)
-        norm.eval()
-    try:
-        yield
-    finally:
-        for norm, _ in norms:
-            norm.train()
 
 
 def in_parts(batch: Inputs, count: int) -> Iterator[Inputs]:
