@@ -291,6 +291,7 @@ def test_a_value_outside_its_range_is_named_with_what_is_accepted(option: str, v
         ({"augment": {"name": "ada", "ramp": 10}, "schedule": {"burn_in": 9, "augment_p": 0.5}}, "augment.ramp"),
         ({"augment": {"name": "ada"}, "dataset": {"name": "digits"}}, "augment"),
         ({"augment": {"name": "ada"}, "dataset": {"name": "fashion_mnist"}}, "augment"),
+        ({"train": {"redraw_fake": False}, "dataset": {"name": "digits", "labels": True}}, "train.redraw_fake"),
         ({"tracker": {"name": "none", "project": "p"}}, "tracker.project"),
         ({"train": {"iterations": "many"}}, "train.iterations"),
         ({"train": {"log_evry": 5}}, "train.log_evry"),

@@ -146,7 +146,8 @@ def _build_iteration(config: Config, engine: str, update: Update, store: PackedS
         labels = torch.zeros(len(black), dtype=torch.int64, device=device) if config.dataset.labels else None
         return [Batch(black, labels)] * (config.optimizer.n_critic + 1)
 
-    return build_iteration(engine, Eager(update, latents), examples, chosen_by_user=config.engine != "auto")
+    eager = Eager(update, latents, redraw_fake=config.train.redraw_fake)
+    return build_iteration(engine, eager, examples, chosen_by_user=config.engine != "auto")
 
 
 def _build_evaluator(config: Config, store: PackedStore, device: torch.device) -> Evaluator | None:

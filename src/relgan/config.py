@@ -60,6 +60,9 @@ class TrainConfig:
         1, "parts a batch is split into to save memory; the gradient stays that of the whole", ge=1
     )
     redraw_real: bool = option(True, "relativistic losses draw new real images for the generator's update")
+    redraw_fake: bool = option(
+        True, "the generator's update draws new latents; false: it meets the critic's fakes again, which saves time"
+    )
     ema_decay: float = option(0.999, "decay of the generator's moving average per update; 0: no average", ge=0, lt=1)
     log_every: int = option(25, "generator updates between logged losses", ge=1)
     sample_every: int = option(0, "generator updates between grids; 0: only at 0, ¼, ½, ¾ and the end", ge=0)
@@ -462,3 +465,8 @@ def _check_labels(config: Config) -> None:
         raise ConfigError("dataset.labels", f"model={config.model.name} takes no labels (these do: {able})")
     if getattr(config.model, "pack", 1) > 1:
         raise ConfigError("model.pack", "must be 1 with dataset.labels=true: packed images have several labels")
+    if config.train.redraw_real and not config.train.redraw_fake:
+        raise ConfigError(
+            "train.redraw_fake",
+            "needs train.redraw_real=false with dataset.labels=true: the fakes have the labels of those real images",
+        )

@@ -474,7 +474,7 @@ def test_looking_at_networks_changes_neither_them_nor_the_random_numbers(
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_resize_convolution_is_an_enlargement_and_a_convolution(bias: bool) -> None:
     torch.manual_seed(0)
-    layer = ResizeConv(3, 5, 3, padding=1, bias=bias).double()
+    layer = ResizeConv(3, 5, bias=bias).double()
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     larger = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
     want = nn.functional.conv2d(larger, layer.weight, layer.bias, padding=1)

@@ -31,10 +31,10 @@ def during(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], obje
     """Call each action in the middle of the generator update of its number, from 1."""
     original, done = Update.update_generator, [0]
 
-    def updating(self: Update, real: Tensor, z: Tensor) -> GeneratorResult:
+    def updating(self: Update, real: Tensor, z: Tensor, **given: Any) -> GeneratorResult:
         done[0] += 1
         actions.get(done[0], lambda: None)()
-        return original(self, real, z)
+        return original(self, real, z, **given)
 
     monkeypatch.setattr(Update, "update_generator", updating)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,27 @@ def test_replays_are_bitwise_the_eager_updates(setting: tuple[str, str, str, int
         last.append((critic.loss, critic.grad_norm, generator.loss, generator.images.sum()))
     assert last[0] == last[1]
     assert all(torch.equal(a, b) for a, b in zip(everything(plain.update), everything(recorded.update), strict=True))
+
+
+@pytest.mark.parametrize(("parts", "passes"), [(1, 1), (2, 5)])
+@pytest.mark.parametrize("loss", ["sgan", "ragan"])
+def test_fakes_that_are_not_redrawn_meet_both_updates(loss: str, parts: int, passes: int) -> None:
+    made, by_hand = (eager(loss, "none", "adam", parts) for _ in range(2))
+    iteration = dataclasses.replace(made, redraw_fake=False)
+    made.update.generator.register_forward_hook(lambda *_: done.append(1))
+    for network in made.update.networks + by_hand.update.networks:
+        network.double()
+    for seed in range(3):
+        done: list[int] = []
+        reals = [batch._replace(images=batch.images.double()) for batch in batches(seed)]
+        z = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)).double()
+        dataclasses.replace(iteration, latents=iter([torch.zeros_like(z), z]).__next__)(reals)
+        assert len(done) == 1 + passes
+        by_hand.update.update_critic(reals[0], torch.zeros_like(z))
+        by_hand.update.update_critic(reals[1], z)
+        by_hand.update.update_generator(reals[2], z)
+    got, want = ([*made.update.generator.parameters(), *made.update.critic.parameters()] for made in (made, by_hand))
+    torch.testing.assert_close(got, want)
 
 
 def test_recording_changes_neither_the_update_nor_the_random_numbers() -> None:

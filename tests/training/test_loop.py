@@ -54,11 +54,11 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Any) -> None:
     """Call ``action()`` in the middle of the ``number``-th generator update (from 1)."""
     original, done = Update.update_generator, [0]
 
-    def update(self: Update, real: Tensor, z: Tensor) -> GeneratorResult:
+    def update(self: Update, real: Tensor, z: Tensor, **given: Any) -> GeneratorResult:
         done[0] += 1
         if done[0] == number:
             action()
-        return original(self, real, z)
+        return original(self, real, z, **given)
 
     monkeypatch.setattr(Update, "update_generator", update)
 
@@ -168,9 +168,9 @@ def test_how_many_real_batches_an_update_draws(
         drawn.append(draw(self))
         return drawn[-1]
 
-    def watched(self: Update, real: Tensor, z: Tensor) -> GeneratorResult:
+    def watched(self: Update, real: Tensor, z: Tensor, **given: Any) -> GeneratorResult:
         seen.append(real)
-        return update(self, real, z)
+        return update(self, real, z, **given)
 
     monkeypatch.setattr(Batches, "next", counted)
     monkeypatch.setattr(Update, "update_generator", watched)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -78,11 +79,11 @@ def test_what_was_due_after_the_running_update_waits_for_the_successor(
     update = Update.update_generator
     scored: list[int] = []
 
-    def updating(self: Update, real: Tensor, z: Tensor) -> GeneratorResult:
+    def updating(self: Update, real: Tensor, z: Tensor, **given: Any) -> GeneratorResult:
         scored.append(1)
         if len(scored) == 4:
             signal.raise_signal(signal.SIGUSR1)
-        return update(self, real, z)
+        return update(self, real, z, **given)
 
     with monkeypatch.context() as patched:
         patched.setattr(Update, "update_generator", updating)
@@ -102,9 +103,9 @@ def test_slurm_is_asked_after_saving(tmp_path: Path, monkeypatch: pytest.MonkeyP
     update = Update.update_generator
     for number, expected in ((signal.SIGTERM, None), (signal.SIGUSR1, "requeue 42\nlast.previous.pt\nlast.pt\n")):
 
-        def updating(self: Update, real: Tensor, z: Tensor, number: int = number) -> GeneratorResult:
+        def updating(self: Update, real: Tensor, z: Tensor, number: int = number, **given: Any) -> GeneratorResult:
             signal.raise_signal(number)
-            return update(self, real, z)
+            return update(self, real, z, **given)
 
         monkeypatch.setattr(Update, "update_generator", updating)
         assert tiny.run(directory, "train.iterations=5", "resume=auto").exit_code == 128 + number

@@ -38,11 +38,12 @@ SETTINGS = {
         "train.ema_decay=0.9999",
         "dataset.sampling=independent",
     ],
-    "all pairs, dragan, decay, reals not redrawn": [
+    "all pairs, dragan, decay, nothing redrawn": [
         "loss.name=rlsgan_allpairs",
         "penalty.name=dragan",
         "optimizer.decay=0.2",
         "train.redraw_real=false",
+        "train.redraw_fake=false",
         "dataset.num_images=37",
     ],
     "centered, clipped, cnn32 with spectral norm in the generator": [

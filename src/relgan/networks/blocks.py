@@ -110,10 +110,18 @@ class ResizeConv(nn.Conv2d):
     the weights which meet the same pixel.
     """
 
+    sums: Tensor
+
+    def __init__(self, channels_in: int, channels_out: int, *, bias: bool) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1, bias=bias)
+        # Which of the three weights of a row each of the four pixels meets.
+        row = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+        self.register_buffer("sums", torch.kron(row, row), persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = nn.functional.pad(self.weight.flip(2, 3), (1, 1, 1, 1))
-        rows = weight[:, :, :-1] + weight[:, :, 1:]
-        kernel = (rows[..., :-1] + rows[..., 1:]).transpose(0, 1)
+        with torch.autocast(x.device.type, enabled=False):
+            weights = self.weight.permute(2, 3, 1, 0).flatten(2).flatten(0, 1)
+            kernel = (self.sums @ weights).view(4, 4, self.in_channels, -1).permute(2, 3, 0, 1)
         return nn.functional.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
@@ -185,7 +193,7 @@ class Layers:
     def up(self, channels_in: int, channels_out: int) -> nn.Module:
         """Double the height and width."""
         if self.resize:
-            return self._finish(ResizeConv(channels_in, channels_out, 3, padding=1, bias=self.bias))
+            return self._finish(ResizeConv(channels_in, channels_out, bias=self.bias))
         return self._finish(nn.ConvTranspose2d(channels_in, channels_out, 4, stride=2, padding=1, bias=self.bias))
 
     def hidden(self, conv: nn.Module, channels: int, *, norm: bool = True) -> nn.Sequential:

@@ -137,17 +137,28 @@ def release_memory(update: Update) -> None:
 
 @dataclass(frozen=True)
 class Eager:
-    """The iteration as written; ``latents`` draws z for one update."""
+    """The iteration as written.
+
+    Attributes:
+        latents: draws z for one update.
+        redraw_fake: whether the generator's update has fakes of its own, or those of the last critic update.
+    """
 
     update: Update
     latents: Callable[[], Tensor]
+    redraw_fake: bool = True
 
     def __call__(self, reals: Sequence[Batch], *, penalised: bool = True) -> Results:
-        *for_critic, for_generator = reals
-        with self.update.precision.in_force():
-            for real in for_critic:
-                critic = self.update.update_critic(real, self.latents(), penalised=penalised)
-            return critic, self.update.update_generator(for_generator, self.latents())
+        update = self.update
+        *others, last, for_generator = reals
+        with update.precision.in_force():
+            for real in others:
+                update.update_critic(real, self.latents(), penalised=penalised)
+            z = self.latents()
+            # In parts, which save memory, they are made twice of the same latents.
+            kept = None if self.redraw_fake or update.accumulate > 1 else update.make(z, *last.condition)
+            critic = update.update_critic(last, z, fake=kept, penalised=penalised)
+            return critic, update.update_generator(for_generator, self.latents() if self.redraw_fake else z, fake=kept)
 
 
 def cuda_graph(

@@ -84,17 +84,26 @@ class Update:
         """The generator and the critic."""
         return self.generator, self.critic
 
-    def update_critic(self, real: Batch, z: Tensor, *, penalised: bool = True) -> CriticResult:
+    def make(self, z: Tensor, *condition: Tensor) -> Tensor:
+        """Fakes (N, C, H, W) of latents ``z`` (N, latent_dim) and their labels, if any."""
+        with self.precision.autocast():
+            return self.generate(z, *condition)
+
+    def update_critic(
+        self, real: Batch, z: Tensor, *, fake: Tensor | None = None, penalised: bool = True
+    ) -> CriticResult:
         """Update the critic on real images and on fakes of latents ``z`` (N, latent_dim), which share their labels.
 
         Args:
+            fake: what :meth:`make` has made of ``z`` and the labels.
             penalised: whether the penalty takes part in this update.
         """
         self.optimizer_d.zero_grad(set_to_none=True)
         with one_power_iteration(self.networks):
-            with torch.no_grad(), self.precision.autocast():
-                fake = self.generate(z, *real.condition).to(real.images.dtype)
-            reals, fakes = (self._view(images, *real.condition) for images in (real.images, fake))
+            with torch.no_grad():
+                made = self.make(z, *real.condition) if fake is None else fake.detach()
+                made = made.to(real.images.dtype)
+            reals, fakes = (self._view(images, *real.condition) for images in (real.images, made))
             loss, (real_logits, fake_logits) = backward(
                 self._logits, (reals, fakes), self._critic_loss, self.accumulate, (self.critic,)
             )
@@ -104,15 +113,18 @@ class Update:
         self.strength.steer(self.loss.compare(real_logits, fake_logits)[0])
         return CriticResult(loss, penalty, grad_norm, real_logits, fake_logits)
 
-    def update_generator(self, real: Batch, z: Tensor) -> GeneratorResult:
-        """Update the generator; real images are only looked at by losses whose generator term compares with them."""
+    def update_generator(self, real: Batch, z: Tensor, *, fake: Tensor | None = None) -> GeneratorResult:
+        """Update the generator; real images are only looked at by losses whose generator term compares with them.
+
+        Args:
+            fake: what :meth:`make` has made of ``z`` and the labels, with its graph; for a batch in one part.
+        """
         images: list[Tensor] = []
 
         def logits_of_fakes(z: Tensor, u: Tensor, *condition: Tensor) -> Tensor:
-            with self.precision.autocast():
-                fake = self.generate(z, *condition)
-            images.append(fake.detach())
-            return self._logits(pack(fake, self.pack), self._by_pack(u), *condition)
+            made = self.make(z, *condition) if fake is None else fake
+            images.append(made.detach())
+            return self._logits(pack(made, self.pack), self._by_pack(u), *condition)
 
         def loss_of_fakes(fake_logits: Tensor) -> Tensor:
             return self.loss.generator(self._constant_logits(real), fake_logits)
