@@ -38,9 +38,10 @@ def composed(*words: str) -> Config:
 
 
 def test_the_schema_is_what_runs_without_arguments() -> None:
-    """But for what the data set asks of the network."""
+    """But for what the data set asks of the network and its training."""
     assert Config() == resolve({})
-    assert composed() == resolve({"model": {"latent_dim": 22, "latent": "bernoulli"}})
+    kept = {"redraw_real": False, "redraw_fake": False}
+    assert composed() == resolve({"model": {"latent_dim": 22, "latent": "bernoulli"}, "train": kept})
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_clipping_takes_spectral_norm_away() -> None:
 
 
 def test_the_digits_bring_a_faster_optimizer() -> None:
-    assert composed("dataset=digits").optimizer.lr_g == composed("dataset=stacked_digits").optimizer.lr_g == 1e-3
+    assert composed("dataset=digits").optimizer.lr_g == composed("dataset=stacked_digits").optimizer.lr_g == 3e-3
     assert composed("dataset=cifar10").optimizer.lr_g == 2e-4
     assert composed("dataset=digits", "optimizer=adam").optimizer.lr_g == 2e-4
     assert composed("dataset=digits", "optimizer.lr_g=3e-4").optimizer.lr_g == 3e-4

@@ -326,7 +326,9 @@ def test_the_pilot_varies_nothing_but_the_penalty_of_networks_without_normalisat
 def test_relativism_is_a_shorter_default_run_under_27_objectives() -> None:
     assert swept("relativism") == {"loss": "sgan,rsgan,ragan", "penalty": "none,r1,r1r2", "seed": "1,2,3"}
     assert composed("experiment=relativism") == composed(
-        "name=relativism", "model.width=32", "model.latent_dim=128", "model.latent=normal", "train.iterations=1000"
+        *("name=relativism", "model.width=32", "model.latent_dim=128", "model.latent=normal"),
+        *("optimizer.lr_g=1e-3", "optimizer.lr_d=1e-3"),
+        *("train.iterations=1000", "train.redraw_real=true", "train.redraw_fake=true"),
     )
     for penalty in ("r1", "r1r2"):
         assert composed("experiment=relativism", f"penalty={penalty}").penalty == PENALTIES[penalty].options

@@ -41,8 +41,8 @@ T = TypeVar("T")
 @dataclass
 class OptimizerConfig:
     name: str = option("adam", "optimizer of both networks", choices=("adam", "rmsprop"))
-    lr_g: float = option(1e-3, "learning rate of the generator", gt=0)
-    lr_d: float = option(1e-3, "learning rate of the critic", gt=0)
+    lr_g: float = option(3e-3, "learning rate of the generator", gt=0)
+    lr_d: float = option(3e-3, "learning rate of the critic", gt=0)
     betas: list[float] = option([0.0, 0.99], "Adam's β₁, β₂; RMSprop uses the second as its smoothing α", ge=0, lt=1)
     eps: float = option(1e-8, "added to the denominator", gt=0)
     n_critic: int = option(1, "critic updates per generator update", ge=1)
@@ -53,7 +53,7 @@ class OptimizerConfig:
 
 @dataclass
 class TrainConfig:
-    iterations: int | None = option(2400, "generator updates", ge=0)
+    iterations: int | None = option(4800, "generator updates", ge=0)
     epochs: float | None = option(None, "instead of iterations: passes of the critic over the data", gt=0)
     batch_size: int = option(64, "real images per critic update, over all devices", ge=2)
     accumulate: int = option(

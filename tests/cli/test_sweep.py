@@ -150,9 +150,9 @@ def test_a_failing_job_stops_no_other_and_the_same_line_again_skips_what_is_fini
 def test_the_page_grows_while_a_sweep_runs(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     original, seen, page = Update.update_generator, list[bool](), Path("multirun/t/report.html")
 
-    def watching(self: Update, *arguments: Any) -> Any:
+    def watching(self: Update, *arguments: Any, **given: Any) -> Any:
         seen.append(page.exists() and ", 1 to come." in page.read_text())
-        return original(self, *arguments)
+        return original(self, *arguments, **given)
 
     monkeypatch.setattr(Update, "update_generator", watching)
     assert sweep("seed=1,2", "train.iterations=1").code == 0
@@ -244,11 +244,11 @@ def stop_at(update: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send this process SIGINT in the generator update of this number, counted from now."""
     original, calls = Update.update_generator, [0]
 
-    def stopping(self: Update, *arguments: Any) -> Any:
+    def stopping(self: Update, *arguments: Any, **given: Any) -> Any:
         calls[0] += 1
         if calls[0] == update:
             signal.raise_signal(signal.SIGINT)
-        return original(self, *arguments)
+        return original(self, *arguments, **given)
 
     monkeypatch.setattr(Update, "update_generator", stopping)
 
@@ -343,11 +343,11 @@ def test_a_sweep_of_four_is_four_wandb_runs_even_when_one_raises(
     monkeypatch.setenv("HOME", str(tmp_path))
     original, calls = Update.update_generator, [0]
 
-    def failing(self: Update, *arguments: Any) -> Any:
+    def failing(self: Update, *arguments: Any, **given: Any) -> Any:
         calls[0] += 1
         if calls[0] == 4:  # the second update of the second job
             raise RuntimeError("boom")
-        return original(self, *arguments)
+        return original(self, *arguments, **given)
 
     monkeypatch.setattr(Update, "update_generator", failing)
     line = ("tracker=wandb", "tracker.mode=offline", "tracker.artifacts=true", "loss=ragan,sgan", "seed=1,2")

@@ -139,11 +139,11 @@ def during_update(number: int, action: Callable[[], object], monkeypatch: pytest
     """Act in the generator update of this number."""
     original, calls = Update.update_generator, [0]
 
-    def updating(self: Update, *arguments: Any) -> Any:
+    def updating(self: Update, *arguments: Any, **given: Any) -> Any:
         calls[0] += 1
         if calls[0] == number:
             action()
-        return original(self, *arguments)
+        return original(self, *arguments, **given)
 
     monkeypatch.setattr(Update, "update_generator", updating)
 

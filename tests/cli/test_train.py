@@ -171,11 +171,11 @@ def test_an_archive_without_images(relgan: Relgan) -> None:
 def interrupted(relgan: Relgan, monkeypatch: pytest.MonkeyPatch) -> Path:
     update, calls = Update.update_generator, [0]
 
-    def stopping(self: Update, *arguments: Any) -> Any:
+    def stopping(self: Update, *arguments: Any, **given: Any) -> Any:
         calls[0] += 1
         if calls[0] == 2:
             signal.raise_signal(signal.SIGTERM)
-        return update(self, *arguments)
+        return update(self, *arguments, **given)
 
     with monkeypatch.context() as patched:
         patched.setattr(Update, "update_generator", stopping)

@@ -114,11 +114,11 @@ def test_after_a_second_kill_nothing_is_sent_twice(tmp_path: Path, monkeypatch: 
     def dying(at: int) -> Any:
         calls = [0]
 
-        def update(self: Update, *arguments: Any) -> Any:
+        def update(self: Update, *arguments: Any, **given: Any) -> Any:
             calls[0] += 1
             if calls[0] > at:
                 raise RuntimeError("killed")
-            return original(self, *arguments)
+            return original(self, *arguments, **given)
 
         return update
 

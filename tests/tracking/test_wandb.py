@@ -127,11 +127,11 @@ def test_a_run_that_stopped_goes_on_where_its_curves_end(tmp_path: Path, monkeyp
     often = ("train.log_every=1", "train.checkpoint_every=2")
     original, calls = Update.update_generator, [0]
 
-    def crashing(self: Update, *arguments: Any) -> Any:
+    def crashing(self: Update, *arguments: Any, **given: Any) -> Any:
         calls[0] += 1
         if calls[0] == 6:
             raise RuntimeError("boom")
-        return original(self, *arguments)
+        return original(self, *arguments, **given)
 
     # The checkpoint is of the fourth update; W&B and metrics.jsonl have the fifth as well.
     with monkeypatch.context() as patched:
