@@ -51,6 +51,7 @@ RUNS = {
     ),
     "pack 2, images in host memory": ("loss=sgan", "model.pack=2", "dataset.residence=host", "dataset.hflip=true"),
     "ada": ("loss=rasgan", "augment=ada"),
+    "nothing redrawn": ("loss=ragan", "train.redraw_real=false", "train.redraw_fake=false"),
     "lazy r1, accumulate 2, labels": (
         *("loss=sgan", "penalty=r1", "penalty.interval=4", "train.accumulate=2", "dataset.labels=true"),
     ),
@@ -74,6 +75,7 @@ def _words(here: Setting, iterations: int, *words: str) -> list[str]:
     """The command line of a training in this setting."""
     # The digits' own rates are for critics with spectral norm.
     size = ["dataset.image_size=32", "train.batch_size=64", "optimizer=adam"]
+    size += ["train.redraw_real=true", "train.redraw_fake=true"]
     if here.small:
         size += ["dataset.num_images=64", "train.batch_size=4", "train.sample_count=4", "model.width=2"]
         size += ["model.width=8", "model.group_width=4"] if "model=r3gan" in words else []

@@ -40,8 +40,14 @@ def composed(*words: str) -> Config:
 def test_the_schema_is_what_runs_without_arguments() -> None:
     """But for what the data set asks of the network and its training."""
     assert Config() == resolve({})
-    kept = {"redraw_real": False, "redraw_fake": False}
-    assert composed() == resolve({"model": {"latent_dim": 22, "latent": "bernoulli"}, "train": kept})
+    assert composed() == resolve(
+        {
+            "model": {"latent_dim": 22, "latent": "bernoulli"},
+            "optimizer": {"lr_g": 3e-3, "lr_d": 3e-3},
+            "train": {"iterations": 4800, "redraw_real": False, "redraw_fake": False},
+        }
+    )
+    assert composed("model=r3gan").optimizer == composed("dataset=digits").optimizer == Config().optimizer
 
 
 @pytest.mark.parametrize(
@@ -150,7 +156,9 @@ def test_clipping_takes_spectral_norm_away() -> None:
 
 
 def test_the_digits_bring_a_faster_optimizer() -> None:
-    assert composed("dataset=digits").optimizer.lr_g == composed("dataset=stacked_digits").optimizer.lr_g == 3e-3
+    assert composed("dataset=digits").optimizer.lr_g == 1e-3
+    assert composed("dataset=stacked_digits").optimizer.lr_g == 3e-3
+    assert composed("dataset=stacked_digits", "optimizer=adam").optimizer.lr_g == 2e-4
     assert composed("dataset=cifar10").optimizer.lr_g == 2e-4
     assert composed("dataset=digits", "optimizer=adam").optimizer.lr_g == 2e-4
     assert composed("dataset=digits", "optimizer.lr_g=3e-4").optimizer.lr_g == 3e-4

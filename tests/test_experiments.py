@@ -321,13 +321,14 @@ def test_the_pilot_varies_nothing_but_the_penalty_of_networks_without_normalisat
     assert (pilot.loss.name, pilot.penalty.name, pilot.model.name) == ("rsgan", "r1r2", "dcgan")
     assert (pilot.model.norm, pilot.model.spectral_norm, pilot.model.generator_spectral_norm) == ("none", False, False)
     assert (pilot.dataset, pilot.optimizer.betas) == (composed().dataset, [0, 0.99])
+    assert (pilot.optimizer.lr_g, pilot.optimizer.lr_d, pilot.train.iterations) == (1e-3, 1e-3, 2400)
 
 
-def test_relativism_is_a_shorter_default_run_under_27_objectives() -> None:
+def test_relativism_is_a_shorter_run_of_the_digits_under_27_objectives() -> None:
     assert swept("relativism") == {"loss": "sgan,rsgan,ragan", "penalty": "none,r1,r1r2", "seed": "1,2,3"}
     assert composed("experiment=relativism") == composed(
         *("name=relativism", "model.width=32", "model.latent_dim=128", "model.latent=normal"),
-        *("optimizer.lr_g=1e-3", "optimizer.lr_d=1e-3"),
+        *("optimizer.lr_g=1e-3", "optimizer.lr_d=1e-3"),  # the schema's
         *("train.iterations=1000", "train.redraw_real=true", "train.redraw_fake=true"),
     )
     for penalty in ("r1", "r1r2"):
@@ -363,6 +364,8 @@ def test_minutes_and_an_hour_shrink_every_data_set(name: str) -> None:
     assert minutes.optimizer.lr_g == minutes.optimizer.lr_d == {"celeba": 1e-3, "stacked_digits": 3e-3}.get(name, 5e-4)
     assert hour.optimizer.lr_g == hour.optimizer.lr_d == 5e-4
     assert minutes.optimizer.betas == hour.optimizer.betas == [0.0, 0.99]
+    for small, kept in ((minutes, {"celeba", "stacked_digits"}), (hour, {"stacked_digits"})):
+        assert small.train.redraw_real == small.train.redraw_fake == (name not in kept)
 
 
 @pytest.mark.parametrize("scale", ["minutes", "hour"])

@@ -41,8 +41,8 @@ T = TypeVar("T")
 @dataclass
 class OptimizerConfig:
     name: str = option("adam", "optimizer of both networks", choices=("adam", "rmsprop"))
-    lr_g: float = option(3e-3, "learning rate of the generator", gt=0)
-    lr_d: float = option(3e-3, "learning rate of the critic", gt=0)
+    lr_g: float = option(1e-3, "learning rate of the generator", gt=0)
+    lr_d: float = option(1e-3, "learning rate of the critic", gt=0)
     betas: list[float] = option([0.0, 0.99], "Adam's β₁, β₂; RMSprop uses the second as its smoothing α", ge=0, lt=1)
     eps: float = option(1e-8, "added to the denominator", gt=0)
     n_critic: int = option(1, "critic updates per generator update", ge=1)
@@ -53,7 +53,7 @@ class OptimizerConfig:
 
 @dataclass
 class TrainConfig:
-    iterations: int | None = option(4800, "generator updates", ge=0)
+    iterations: int | None = option(2400, "generator updates", ge=0)
     epochs: float | None = option(None, "instead of iterations: passes of the critic over the data", gt=0)
     batch_size: int = option(64, "real images per critic update, over all devices", ge=2)
     accumulate: int = option(
@@ -61,7 +61,9 @@ class TrainConfig:
     )
     redraw_real: bool = option(True, "relativistic losses draw new real images for the generator's update")
     redraw_fake: bool = option(
-        True, "the generator's update draws new latents; false: it meets the critic's fakes again, which saves time"
+        True,
+        "the generator's update draws new latents; false: it uses the fakes of the last critic update again, "
+        "which saves time and takes memory",
     )
     ema_decay: float = option(0.999, "decay of the generator's moving average per update; 0: no average", ge=0, lt=1)
     log_every: int = option(25, "generator updates between logged losses", ge=1)
@@ -468,5 +470,6 @@ def _check_labels(config: Config) -> None:
     if config.train.redraw_real and not config.train.redraw_fake:
         raise ConfigError(
             "train.redraw_fake",
-            "needs train.redraw_real=false with dataset.labels=true: the fakes have the labels of those real images",
+            "must be true with dataset.labels=true, whose fakes have the labels of the real images, "
+            "unless train.redraw_real=false",
         )

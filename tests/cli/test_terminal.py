@@ -258,7 +258,7 @@ def test_an_interrupted_run_prints_the_line_that_continues_it(
 def test_a_run_that_came_from_another_is_continued_with_its_own_configuration(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(train.main, *RUN, "optimizer.lr_g=0.003") == 0
+    assert command(train.main, *RUN, "optimizer.lr_g=0.007") == 0
     with monkeypatch.context() as patched:
         during_update(2, lambda: signal.raise_signal(signal.SIGINT), patched)
         assert command(train.main, "resume=run", "train.iterations=8", "name=next") == 130
@@ -266,7 +266,7 @@ def test_a_run_that_came_from_another_is_continued_with_its_own_configuration(
     assert command(train.main, *words) == 0
     (directory,) = Path("outputs/next").iterdir()
     assert (tiny.summary(directory)["status"], tiny.last(directory)["step"]) == ("finished", 8)
-    assert tiny.last(directory)["config"]["optimizer"]["lr_g"] == 0.003
+    assert tiny.last(directory)["config"]["optimizer"]["lr_g"] == 0.007
 
 
 def test_a_second_ctrl_c_also_says_how_to_go_on(

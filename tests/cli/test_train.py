@@ -200,7 +200,7 @@ def test_auto_goes_on_with_the_newest_unfinished_run_of_this_configuration(relga
 
 def test_auto_does_not_take_a_run_of_another_configuration(relgan: Relgan, interrupted: Path) -> None:
     before = {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()}
-    assert relgan("resume=auto", "optimizer.lr_g=3e-3").code == 0
+    assert relgan("resume=auto", "optimizer.lr_g=7e-3").code == 0
     assert {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()} == before
     assert len(runs()) == 2
 

@@ -53,6 +53,7 @@ class Setting:
     classes: int
     parts: int
     side_terms: float
+    redraw_fake: bool
 
     @classmethod
     def number(cls, n: int) -> Setting:
@@ -68,7 +69,11 @@ class Setting:
             classes=(0, 3)[n // 3 % 2],
             parts=(1, 2)[(n // 5 + n // 10) % 2],
             side_terms=(0.0, 0.3)[n // 4 % 2],
+            redraw_fake=n // 2 % 2 == 0,
         )
+
+    def eager(self, latents: Callable[[], Tensor]) -> Eager:
+        return Eager(self.update(), latents, redraw_fake=self.redraw_fake)
 
     def update(self) -> Update:
         options = OptimizerConfig(name=self.optimizer, lr_g=2e-4, lr_d=2e-4)
@@ -128,13 +133,13 @@ def memory(update: Update, state: TrainState | None = None) -> dict[str, tuple[i
 @pytest.mark.parametrize("number", [n if n < QUICK else pytest.param(n, marks=pytest.mark.slow) for n in range(COUNT)])
 def test_a_step_reads_nothing_back_and_stays_in_its_memory(number: int) -> None:
     setting = Setting.number(number)
-    update = setting.update()
     real, z = batch(setting.classes)
+    eager = setting.eager(lambda: z)
+    update = eager.update
     before: dict[str, tuple[int, int]] = {}
     for _ in range(2 if number % 10 == 0 else 1):
         with on_the_device():
-            update.update_critic(real, z)
-            update.update_generator(real, z)
+            eager([real, real])
         assert before.items() <= memory(update).items()
         before = memory(update)
     assert not update.diverged
@@ -148,7 +153,7 @@ def test_a_recorded_step_is_the_eager_one(number: int) -> None:
     setting, ends = Setting.number(number), []
     for capture in (None, stand_in):
         torch.manual_seed(0)
-        eager = Eager(setting.update(), lambda: torch.randn(4, 4))
+        eager = setting.eager(lambda: torch.randn(4, 4))
         reals = [batch(setting.classes)[0]] * 2
         iteration = eager if capture is None else Captured(eager, reals, capture)
         torch.manual_seed(1)

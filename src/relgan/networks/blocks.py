@@ -45,11 +45,16 @@ def advance(norm: _SpectralNorm, weight: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def one_power_iteration(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Spectral norms take one step of their power iteration now and none inside: all passes see the same weights."""
+def one_power_iteration(networks: Iterable[nn.Module], *, still: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Spectral norms take one step of their power iteration now and none inside: all passes see the same weights.
+
+    Those of networks that are ``still`` take no step either now or inside.
+    """
     norms = list(spectral_norms(networks))
     for norm, weight in norms:
         advance(norm, weight)
+    norms += spectral_norms(still)
+    for norm, _ in norms:
         norm.eval()
     try:
         yield
@@ -114,7 +119,7 @@ class ResizeConv(nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int, *, bias: bool) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1, bias=bias)
-        # Which of the three weights of a row each of the four pixels meets.
+        # Row i: which of the three weights in a row of the 3×3 kernel add up to the i-th of four.
         row = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
         self.register_buffer("sums", torch.kron(row, row), persistent=False)
 

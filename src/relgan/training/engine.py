@@ -141,7 +141,7 @@ class Eager:
 
     Attributes:
         latents: draws z for one update.
-        redraw_fake: whether the generator's update has fakes of its own, or those of the last critic update.
+        redraw_fake: whether the generator's update has latents of its own, or those of the last critic update.
     """
 
     update: Update
@@ -154,11 +154,12 @@ class Eager:
         with update.precision.in_force():
             for real in others:
                 update.update_critic(real, self.latents(), penalised=penalised)
-            z = self.latents()
-            # In parts, which save memory, they are made twice of the same latents.
-            kept = None if self.redraw_fake or update.accumulate > 1 else update.make(z, *last.condition)
+            z, redraw = self.latents(), self.redraw_fake
+            kept = None if redraw else update.keep_fakes(last, z)
             critic = update.update_critic(last, z, fake=kept, penalised=penalised)
-            return critic, update.update_generator(for_generator, self.latents() if self.redraw_fake else z, fake=kept)
+            if redraw:
+                z = self.latents()
+            return critic, update.update_generator(for_generator, z, fake=kept, redrawn=redraw)
 
 
 def cuda_graph(

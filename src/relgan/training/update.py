@@ -84,8 +84,14 @@ class Update:
         """The generator and the critic."""
         return self.generator, self.critic
 
-    def make(self, z: Tensor, *condition: Tensor) -> Tensor:
-        """Fakes (N, C, H, W) of latents ``z`` (N, latent_dim) and their labels, if any."""
+    def keep_fakes(self, real: Batch, z: Tensor) -> Tensor | None:
+        """Fakes of latents ``z`` with their graph, for both updates; None for a batch in parts, which save memory."""
+        if self.accumulate > 1:
+            return None
+        with one_power_iteration((self.generator,)):
+            return self._fakes(z, *real.condition)
+
+    def _fakes(self, z: Tensor, *condition: Tensor) -> Tensor:
         with self.precision.autocast():
             return self.generate(z, *condition)
 
@@ -95,13 +101,13 @@ class Update:
         """Update the critic on real images and on fakes of latents ``z`` (N, latent_dim), which share their labels.
 
         Args:
-            fake: what :meth:`make` has made of ``z`` and the labels.
+            fake: what :meth:`keep_fakes` has made of ``z``, if anything.
             penalised: whether the penalty takes part in this update.
         """
         self.optimizer_d.zero_grad(set_to_none=True)
-        with one_power_iteration(self.networks):
+        with one_power_iteration(self.networks if fake is None else (self.critic,)):
             with torch.no_grad():
-                made = self.make(z, *real.condition) if fake is None else fake.detach()
+                made = self._fakes(z, *real.condition) if fake is None else fake.detach()
                 made = made.to(real.images.dtype)
             reals, fakes = (self._view(images, *real.condition) for images in (real.images, made))
             loss, (real_logits, fake_logits) = backward(
@@ -113,16 +119,19 @@ class Update:
         self.strength.steer(self.loss.compare(real_logits, fake_logits)[0])
         return CriticResult(loss, penalty, grad_norm, real_logits, fake_logits)
 
-    def update_generator(self, real: Batch, z: Tensor, *, fake: Tensor | None = None) -> GeneratorResult:
+    def update_generator(
+        self, real: Batch, z: Tensor, *, fake: Tensor | None = None, redrawn: bool = True
+    ) -> GeneratorResult:
         """Update the generator; real images are only looked at by losses whose generator term compares with them.
 
         Args:
-            fake: what :meth:`make` has made of ``z`` and the labels, with its graph; for a batch in one part.
+            fake: what :meth:`keep_fakes` has made of ``z``, if anything.
+            redrawn: false where the critic's update had the same ``z``, and its fakes are to be the same again.
         """
         images: list[Tensor] = []
 
         def logits_of_fakes(z: Tensor, u: Tensor, *condition: Tensor) -> Tensor:
-            made = self.make(z, *condition) if fake is None else fake
+            made = self._fakes(z, *condition) if fake is None else fake
             images.append(made.detach())
             return self._logits(pack(made, self.pack), self._by_pack(u), *condition)
 
@@ -133,7 +142,8 @@ class Update:
         self.optimizer_g.zero_grad(set_to_none=True)
         try:
             fakes = (z, self._draw(len(z)), *real.condition)
-            with one_power_iteration(self.networks):
+            moving, still = (self.networks, ()) if redrawn else ((self.critic,), (self.generator,))
+            with one_power_iteration(moving, still=still):
                 loss, _ = backward(logits_of_fakes, (fakes,), loss_of_fakes, self.accumulate, self.networks)
         finally:
             self.critic.requires_grad_(True)
