@@ -103,7 +103,7 @@ def test_every_training_of_its_steps_can_be_composed_for_a_gpu(tmp_path: Path) -
     from relgan.cli.compose import compose
 
     trained = gpu_steps.Trained(MagicMock(), 64.0, {"train/loss_d": {5: 1.0}})
-    counts = {"runs": 10, "waiting": 2, "evaluation": 1, "memory": 4, "stop": 1, "ranks": 1, "cifar10": 2, "sharing": 1}
+    counts = {"runs": 11, "waiting": 2, "evaluation": 1, "memory": 4, "stop": 1, "ranks": 1, "cifar10": 2, "sharing": 1}
     for step, count in counts.items():
         with (
             patch.object(gpu_steps, "_words", side_effect=gpu_steps._words) as asked,
